@@ -27,6 +27,7 @@ pytest_plugins = [
     "tests.fix_mongodb",
     "tests.fix_pauses",
     "tests.fix_peer",
+    "tests.fix_postgresql",
     "tests.fix_redis_nodes",
     "tests.fix_relay",
     "tests.fix_scripted",

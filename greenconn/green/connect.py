@@ -77,7 +77,7 @@ def connect_tcp(
         TimeoutError: names the step that took too long.
         OSError: the name is unknown, or every address refused; names host and port.
     """
-    addresses = _in_order(_resolve(host, port, deadline))
+    addresses = _in_order(resolve(host, port, deadline))
     error: OSError | None = None
     for tried, address in enumerate(addresses):
         try:
@@ -149,7 +149,7 @@ def _seconds(deadline: Deadline) -> str:
     return f"{deadline.timeout:g} s"
 
 
-def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
+def resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
     literal = _literal(host, port)
     if literal is not None:
         return [literal]  # getaddrinfo of a number costs 100 us and a thread

@@ -44,6 +44,9 @@ TRANSPORT_ALIASES: dict[str, str | Callable[[], str | type[Any]]] = {
     "pycouchdb": "greenconn.transport.couchdb:Transport",
     "beanstalk": "greenconn.transport.beanstalk:Transport",
     "sqlite": "greenconn.transport.sqlite:Transport",
+    "postgresql": "greenconn.transport.postgresql:Transport",
+    "postgres": "greenconn.transport.postgresql:Transport",
+    "postgresql+psycopg": "greenconn.transport.postgresql:Transport",
 }
 
 #: Transports that only kombu has -> the path of its class, which runs here where kombu is installed.
@@ -68,6 +71,8 @@ FOREIGN: Final[Mapping[str, str]] = {
 #: Names of servers -> the alias of the protocol that they speak.
 MEANT: Final[Mapping[str, str]] = {
     "mongo": "mongodb",
+    "pg": "postgresql",
+    "psql": "postgresql",
     "rabbit": "amqp",
     "rabbitmq": "amqp",
     "rabbitmqs": "amqps",

@@ -23,6 +23,9 @@ COUCHDB_URL = "GREENCONN_TEST_COUCHDB_URL"
 #: The address of a MongoDB, without a database, such as ``mongodb://host:27017``; each test makes a
 #: database there and drops it.  Given by the user: use it instead of the stand-in.
 MONGODB_URL = "GREENCONN_TEST_MONGODB_URL"
+#: The address of a database of PostgreSQL, as a role that may create schemas; each test makes a schema
+#: there and drops it.  Given by the user: use it, and start none.
+POSTGRESQL_URL = "GREENCONN_TEST_POSTGRESQL_URL"
 #: The address of an SQS, as ``sqs://`` for AWS.  Given by the user: use it, and start none.
 SQS_URL = "GREENCONN_TEST_SQS_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.

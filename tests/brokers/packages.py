@@ -20,6 +20,7 @@ __all__ = [
     "Programs",
     "find_beanstalkd",
     "find_faketime",
+    "find_postgresql",
     "find_pouchdb",
     "find_rabbitmq",
     "find_redis",
@@ -82,6 +83,30 @@ def find_beanstalkd(scratch: Path) -> Programs:
     if newer.is_wanted():
         return newer.find("beanstalkd", scratch)
     return _find(("beanstalkd",), "beanstalkd", scratch)
+
+
+def find_postgresql(scratch: Path) -> Programs:
+    """Find PostgreSQL, and unpack it if it is not installed; its other programs are beside the server.
+
+    Raises:
+        NoBroker: it is neither installed nor to be had.
+    """
+    installed = shutil.which("initdb")
+    folders = [Path(installed).resolve().parent] if installed else []
+    folders += _newest(Path("/"))
+    for folder in folders:
+        if os.access(folder / "postgres", os.X_OK):
+            return Programs(server=folder / "postgres")
+    root = _unpacked("postgresql", scratch)
+    for folder in _newest(root):
+        return Programs(server=folder / "postgres", root=root)
+    raise NoBroker("the package postgresql has no server")
+
+
+def _newest(root: Path) -> list[Path]:
+    """Return the folders of PostgreSQL's programs where Debian has them, the newest first."""
+    found = root.glob("usr/lib/postgresql/*/bin")
+    return sorted(found, key=lambda each: float(each.parent.name), reverse=True)
 
 
 def _find(names: Sequence[str], package: str, scratch: Path) -> Programs:

@@ -22,6 +22,7 @@ from tests.integration.contract import (
     memory_side,
     mongodb_side,
     polled_side,
+    postgresql_side,
     rabbitmq_side,
     redis_cluster_side,
     redis_side,
@@ -187,6 +188,14 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.SERVER: NO_SERVER,
         },
+    ),
+    "postgresql": Kind(
+        title="PostgreSQL",
+        url="postgresql_url",
+        side=postgresql_side,
+        server="own_postgresql",
+        options=_LEASE,
+        lacks={Can.IMMEDIATE: "a message is stored before it is delivered"},
     ),
     "mongodb": Kind(
         title="MongoDB",

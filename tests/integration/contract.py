@@ -17,6 +17,7 @@ from greenconn.transport.beanstalk import Transport as BeanstalkTransport
 from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.hooks.hosted import hosted
 from greenconn.transport.mongodb import Transport as MongoTransport
+from greenconn.transport.postgresql import Transport as PostgresTransport
 from greenconn.transport.redis import ClusterTransport
 from greenconn.transport.redis import Transport as RedisTransport
 from greenconn.transport.sqlite import Transport as SqliteTransport
@@ -211,6 +212,13 @@ def mongodb_side(url: str, prefix: str) -> Side:
     client.hostname = url  # it is the transport's to parse
     client.virtual_host = "/"
     return Side("mongodb", MongoTransport(client), prefix)
+
+
+def postgresql_side(url: str, prefix: str) -> Side:
+    """A schema of a PostgreSQL."""
+    client = TinyClient()
+    client.hostname = url  # it is the transport's to parse
+    return Side("postgresql", PostgresTransport(client), prefix)
 
 
 def beanstalk_side(url: str, prefix: str) -> Side:

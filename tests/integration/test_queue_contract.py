@@ -432,7 +432,7 @@ def test_properties_without_effect_are_named_in_the_log(
 
 
 #: Transports that list their queues, but for Redis Cluster.  RabbitMQ does it by its management API.
-LISTING = {"memory", "sqlite", "redis", "couchdb", "mongodb"}
+LISTING = {"memory", "sqlite", "redis", "couchdb", "mongodb", "postgresql"}
 
 
 def test_queues_are_listed(side: Side) -> None:

@@ -1,0 +1,582 @@
+"""PostgreSQL: a durable broker in a database that the processes of any number of machines share.
+
+Theory
+------
+Everything is in one schema: queues, messages, exchanges, bindings, who consumes.  A link has one
+connection to the server, for statements and for notifications: ``LISTEN`` on a channel of its own.  When a
+claim finds less than was wanted, the link *arms* its consumer; whoever stores a message notifies those
+that are armed.  So idle consumers send no statements, and busy ones are not notified.
+
+What a process publishes, claims or settles in a turn is one statement each.  What comes by time alone
+(delays, leases, expiry) is looked at by a timer of each process, set to the next time that is known, and
+whenever the leases are renewed.
+"""
+
+from __future__ import annotations
+
+from greenconn.importing import needed
+
+needed("psycopg", "psycopg", "postgres")
+
+# ruff: noqa: E402 - these import psycopg
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Final
+from urllib.parse import parse_qsl, urlencode
+
+import psycopg
+from gevent import get_hub
+
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.exchanges import Topology
+from greenconn.broker.link import StoreLink
+from greenconn.broker.port import Claimed, Entry, LeaseExpired, Settlement, SettleRequest, Store
+from greenconn.broker.queues import Declaration
+from greenconn.broker.transport import StoreOptions, StoreTransport
+from greenconn.checks import check_type, invalid
+from greenconn.credentials import supplied
+from greenconn.exceptions import ChannelError, ConnectionError, InconsistencyError
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import weakly
+from greenconn.green.supervisor import OnDemand
+from greenconn.options import query_types, typed_query
+from greenconn.transport.postgresql import messages, schema
+from greenconn.transport.postgresql.connection import NotStored, Session, as_error, parsed
+from greenconn.transport.postgresql.queues import (
+    CHANNEL,
+    QueueRow,
+    Queues,
+    SharedTopology,
+    announce,
+    arm,
+    deregister,
+    register,
+    renew_links,
+)
+from greenconn.url import mask_secrets
+
+__all__ = ["Channel", "PostgresOptions", "Transport"]
+
+#: Seconds between two looks because of the clock, at least.
+LEAST_PAUSE: Final = 0.005
+
+
+class PostgresOptions(StoreOptions):
+    """The options of a connection to PostgreSQL.  A URL may have them, beside libpq's parameters."""
+
+    schema: str = "greenconn"
+    """Name of the schema that has the tables.  Programs with different schemas share nothing."""
+
+    def __post_init__(self) -> None:
+        StoreOptions.__post_init__(self)
+        check_type(self, str, "schema")
+        if not self.schema or "\0" in self.schema or len(self.schema.encode()) > 63:
+            raise invalid(self, "schema", "a name of at most 63 bytes")
+
+
+class Channel(StoreChannel[StoreLink]):
+    """A channel to a database."""
+
+    supported_arguments = replace(
+        StoreChannel.supported_arguments,
+        queue=StoreChannel.supported_arguments.queue
+        | {
+            "x-expires",
+            "x-max-length",
+            "x-max-length-bytes",
+            "x-overflow",
+            "x-single-active-consumer",
+        },
+    )
+
+
+class Transport(StoreTransport):
+    """``postgresql://user:password@host/database``: a schema of a database.
+
+    ``transport_options`` are those of :class:`~greenconn.transport.postgresql.PostgresOptions`, which may
+    also stand behind the question mark of the URL.  What else stands there is libpq's: ``sslmode``,
+    ``target_session_attrs``, ``service`` and others.
+    """
+
+    Channel = Channel
+    Options: ClassVar[type[StoreOptions]] = PostgresOptions
+    driver_type = "postgresql"
+    driver_name = "psycopg"
+    default_port = 5432
+    can_parse_url = True
+    inner_schemes = frozenset({"psycopg"})
+    connection_errors = (
+        ConnectionError,
+        InconsistencyError,
+        OSError,
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+    )
+    channel_errors = (ChannelError, psycopg.DatabaseError)
+    recoverable_connection_errors = (
+        RecoverableConnectionError,
+        OSError,
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+    )
+
+    def driver_version(self) -> str:
+        return str(psycopg.__version__)
+
+    @property
+    def options(self) -> Any:
+        """The transport options, with those of the URL, read when they are first needed.
+
+        Raises:
+            ValueError: one has a value that cannot be.
+        """
+        if self._options is None:
+            options = super().options
+            given = typed_query(self._split_url()[1], query_types(PostgresOptions))
+            if given:
+                options = options.replace(**given)
+            self._options = options
+        return self._options
+
+    def _split_url(self) -> tuple[str, dict[str, str]]:
+        """Return the URL for libpq, and the options of ours in it."""
+        host = self.client.hostname or ""
+        if "://" not in host:
+            return "", {}
+        place, _, query = host.partition("?")
+        pairs = parse_qsl(query, keep_blank_values=True)
+        rest = [(name, value) for name, value in pairs if name not in PostgresOptions.fields]
+        ours = {name: value for name, value in pairs if name in PostgresOptions.fields}
+        uri = f"postgresql://{place.partition('://')[2]}"
+        return f"{uri}?{urlencode(rest)}" if rest else uri, ours
+
+    def conninfo(self) -> dict[str, Any]:
+        """Return libpq's parameters.  Holds secrets: never shown.  May switch, for the password.
+
+        Raises:
+            ValueError: the URL is malformed; says how, with the password masked.
+        """
+        client = self.client
+        uri, _ = self._split_url()
+        conninfo = parsed(uri) if uri else {}
+        if not uri:
+            given = {"host": client.hostname or "localhost", "port": client.port}
+            conninfo.update((name, str(value)) for name, value in given.items() if value)
+        database = (client.virtual_host or "").strip("/")
+        if database and "dbname" not in conninfo:
+            conninfo["dbname"] = database
+        if client.userid:
+            conninfo["user"] = client.userid
+        if client.password:
+            password = client.password
+            conninfo["password"] = supplied(password) if callable(password) else password
+        conninfo.update(_tls(client.ssl, conninfo))
+        # A standby takes no messages: libpq goes on to the next host.
+        conninfo.setdefault("target_session_attrs", "read-write")
+        conninfo.setdefault("application_name", "greenconn")
+        conninfo["client_encoding"] = "utf8"
+        conninfo.pop("connect_timeout", None)  # the connection's own
+        return conninfo
+
+    def place(self) -> str:
+        """Servers, database and schema."""
+        uri = self._split_url()[0].partition("?")[0].rpartition("@")[2] or super().place()
+        return f"{mask_secrets(uri)} {self.options.schema}"
+
+    def make_store(self, wake: Callable[[str | None], None]) -> PostgresStore:
+        """Return a store that is not open yet."""
+        self._check_url()
+        return PostgresStore(self.client, wake, self.options, self.conninfo)
+
+    def _check_url(self) -> None:
+        uri, _ = self._split_url()
+        if uri:
+            parsed(uri)
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Mask the password of a URL, which may name many servers."""
+        if not uri:
+            return "postgresql://"
+        return uri if include_password else mask_secrets(uri, mask)
+
+
+def _tls(given: Any, conninfo: Mapping[str, Any]) -> dict[str, str]:
+    """libpq's parameters for what ``ssl=`` says everywhere else."""
+    if not given or "sslmode" in conninfo:
+        return {}
+    settings = {"sslmode": "verify-full"}
+    if isinstance(given, Mapping):
+        names = {"ca_certs": "sslrootcert", "certfile": "sslcert", "keyfile": "sslkey"}
+        for name, theirs in names.items():
+            value = given.get(name) or given.get(f"ssl_{name}")
+            if value:
+                settings[theirs] = str(value)
+        if given.get("check_hostname", given.get("ssl_check_hostname", True)) is False:
+            settings["sslmode"] = "verify-ca"
+        if given.get("cert_reqs", given.get("ssl_cert_reqs")) in (0, "none", "CERT_NONE"):
+            settings["sslmode"] = "require"
+    return settings
+
+
+class PostgresStore(Store):
+    """A store in a schema.
+
+    Arguments:
+        options: the transport options.
+        conninfo: returns libpq's parameters; may switch.
+    """
+
+    put_limit = 500
+    put_bytes = 4 * 1024 * 1024
+    settle_limit = 1000
+    claim_limit = 100
+    body_encoding = None
+    replaces_at_once: ClassVar[bool] = True
+    topology: Topology
+
+    def __init__(
+        self,
+        client: Any,
+        wake: Callable[[str | None], None],
+        options: PostgresOptions,
+        conninfo: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        super().__init__(client, wake)
+        self.lease: float = options.lease
+        self._options = options
+        self._conninfo = conninfo
+        self._session: Session | None = None
+        self._queues: Queues
+        #: By which the link is registered; None: it is not.
+        self._number: int | None = None
+        #: It has consumers or exclusive queues, which are gone when it is not registered any more.
+        self._has_entities = False
+        #: Numbers and names of the queues that are consumed here.
+        self._consumed: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        #: Those of which only the oldest consumer is served.
+        self._single: set[int] = set()
+        #: Those of which the last claim gave less than was wanted, and those that are armed, unless a
+        #: notification is on its way.
+        self._dry: set[int] = set()
+        self._armed: set[int] = set()
+        self._maintenance = OnDemand("postgresql-maintenance", self._maintain)
+        self._timer: Any = None
+        self._timer_at: float | None = None
+        self._is_open = False
+
+    # -- life
+
+    def open(self, deadline: Deadline) -> None:
+        session = self._session = Session(
+            self._conninfo(),
+            self.client.as_uri(),
+            self._options.schema,
+            self._notified,
+            self._lost,
+        )
+        session.open(deadline, self._options.reply_timeout)
+        session.call(schema.ensure, session)
+        self._queues = Queues(session, self.owner)
+        self.topology = SharedTopology(session)
+        self._is_open = True
+
+    def close(self) -> None:
+        session, number = self._session, self._number
+        if session is not None and self._is_open and number is not None:
+            session.call(self._leave, session, number)
+        self.drop()
+
+    def _leave(self, session: Session, number: int) -> None:
+        returned = messages.requeue_all(session, number)
+        self._queues.bury([self.owner])
+        announce(session, returned, self.owner)
+        deregister(session, number)
+
+    def drop(self) -> None:
+        self._is_open = False
+        self._stop_timer()
+        self._maintenance.end()
+        if self._session is not None:
+            self._session.drop()
+
+    def _lost(self, exc: Exception) -> None:
+        # In the hub.
+        if self._is_open:
+            self.lost(exc)
+
+    @property
+    def session(self) -> Session:
+        """The session, once there is one."""
+        assert self._session is not None
+        return self._session
+
+    def _register(self) -> int:
+        """Return the number of this link, and be known to the others.  Within a call."""
+        if self._number is None:
+            session = self.session
+            session.fetch(f'LISTEN "{CHANNEL}{self.owner}"')
+            self._number = register(session, self.owner, self.lease)
+        return self._number
+
+    # -- notifications, and what comes by time
+
+    def _notified(self, channel: str, payload: str) -> None:
+        for word in payload.split():
+            number = int(word) if word.isdigit() else 0
+            self._armed.discard(number)
+            name = self._consumed.get(number)
+            if name is not None:
+                self.wake(name)
+            elif number == 0:
+                self._maintenance.start()
+
+    def _schedule(self, seconds: float | None) -> None:
+        """Look at what comes by time in so many seconds, or earlier.  Never switches."""
+        if seconds is None or not self._is_open:
+            return
+        loop = get_hub().loop
+        at = loop.now() + max(seconds, LEAST_PAUSE)
+        if self._timer_at is not None and self._timer_at <= at:
+            return
+        self._stop_timer()
+        self._timer_at = at
+        self._timer = loop.timer(max(seconds, LEAST_PAUSE), ref=False)
+        self._timer.start(weakly(self._on_time), update=True)
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        self._timer_at = None
+        if timer is not None:
+            timer.close()
+
+    def _on_time(self) -> None:
+        # In the hub.
+        self._stop_timer()
+        if self._is_open:
+            self._maintenance.start()
+
+    def _maintain(self) -> None:
+        try:
+            self.session.call(self._look)
+        except Exception as exc:
+            if self._is_open:
+                self.lost(as_error(exc, self.client.as_uri()) if isinstance(exc, psycopg.Error) else exc)
+
+    def _look(self) -> None:
+        """Do what is due, whoever has left it.  Within a call."""
+        session, queues = self.session, self._queues
+        number = self._number
+        ready = messages.release_due(session)
+        if number is not None:
+            ready |= messages.release_expired(session, number)
+        announce(session, ready, self.owner)
+        if number is not None:
+            queues.bury(queues.dead_owners())
+            queues.drop_idle()
+            dead = messages.take_dead(session, number, queues)
+            if dead:
+                self.died(dead)
+        if self._consumed:
+            there = queues.existing(self._consumed)
+            for gone in [each for each in self._consumed if each not in there]:
+                self.gone(self._forget(gone))
+            for each in messages.ready_of(session, there):
+                self.wake(self._consumed[each])
+        self._schedule(messages.next_due(session))
+
+    def _forget(self, number: int) -> str:
+        name = self._consumed.pop(number)
+        self._numbers.pop(name, None)
+        for each in (self._single, self._dry, self._armed):
+            each.discard(number)
+        return name
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        return self.session.call(self._make_queue, name, declaration)
+
+    def _make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        if declaration.owner is not None:
+            self._register()
+            self._has_entities = True
+        made = self._queues.make(name, declaration)
+        self._schedule(made.policy.expires)
+        return made
+
+    def find_queue(self, name: str) -> Declaration | None:
+        return self.session.call(self._queues.find, name)
+
+    def queue_names(self) -> Collection[str]:
+        return self.session.call(self._queues.names)
+
+    def drop_queue(self, name: str) -> int:
+        count = self.session.call(self._queues.drop, name)
+        if name in self._numbers:
+            self._forget(self._numbers[name])
+        return count
+
+    def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+        return self.session.call(self._set_consumers, name, consumers, exclusive)
+
+    def _set_consumers(self, name: str, consumers: int, exclusive: bool) -> bool:
+        if not consumers and self._number is None:
+            return True
+        self._register()
+        row = self._queues.set_consumers(name, consumers, exclusive)
+        if row is False and self._queues.bury_rivals(name):
+            row = self._queues.set_consumers(name, consumers, exclusive)
+        if row is False:
+            return False
+        if name in self._numbers:
+            self._forget(self._numbers[name])
+        if isinstance(row, QueueRow):
+            if consumers:
+                self._has_entities = True
+                self._consumed[row.id] = name
+                self._numbers[name] = row.id
+                if row.policy.is_single_active:
+                    self._single.add(row.id)
+                self._schedule(messages.next_due(self.session))
+            else:
+                self._schedule(row.policy.expires)
+        return True
+
+    def other_consumers(self, name: str) -> int:
+        return self.session.call(self._queues.other_consumers, name)
+
+    def purge(self, name: str) -> int:
+        return self.session.call(self._queues.purge, name)
+
+    def size(self, name: str) -> int:
+        return self.session.call(self._queues.size, name)
+
+    # -- messages
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        return self.session.call(self._put, entries)
+
+    def _put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        stored = messages.put(self.session, self._queues, entries, self._register)
+        self._after(stored)
+        return stored.outcomes
+
+    def _after(self, stored: messages.PutResult) -> None:
+        announce(self.session, stored.numbers, self.owner)
+        if stored.dead:
+            self.died(stored.dead)
+        self._schedule(stored.due_in)
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        numbers = {
+            self._numbers[name]: most for name, most in wanted.items() if name in self._numbers
+        }
+        if numbers:
+            return self.session.call(self._claim, numbers)
+        if len(wanted) == 1:  # ``basic_get``
+            (name,) = wanted
+            return self.session.call(self._get, name)
+        return ()  # they were deleted meanwhile
+
+    def _claim(self, wanted: dict[int, int]) -> list[Claimed]:
+        self._arm(wanted.keys() & self._dry)
+        claimed = self._take(wanted)
+        # Once more, behind their arming: what is stored from then on notifies.
+        unarmed = {each: most for each, most in wanted.items() if most > 0}
+        for each in self._armed:
+            unarmed.pop(each, None)
+        if unarmed:
+            self._arm(unarmed.keys())
+            claimed += self._take(unarmed)
+            wanted.update(unarmed)
+        for each, most in wanted.items():
+            if most > 0:
+                self._dry.add(each)
+            else:
+                self._dry.discard(each)
+        return claimed
+
+    def _arm(self, numbers: Collection[int]) -> None:
+        unarmed = set(numbers).difference(self._armed)
+        if unarmed:
+            # First: a notification takes them off again, and may come before the reply.
+            self._armed |= unarmed
+            try:
+                arm(self.session, unarmed, self.owner)
+            except BaseException:
+                self._armed -= unarmed
+                raise
+
+    def _take(self, wanted: dict[int, int]) -> list[Claimed]:
+        """Claim messages, and take them off what is wanted."""
+        asked = dict(wanted)
+        single = wanted.keys() & self._single
+        if single:
+            for each in single - self._queues.firsts(single):
+                del asked[each]
+        if not asked:
+            return []
+        claimed = messages.claim(self.session, asked, self._register(), self._queues)
+        for each in claimed:
+            number = self._numbers.get(each.queue)
+            if number in wanted and each.dead is None:
+                wanted[number] -= 1
+        return claimed
+
+    def _get(self, name: str) -> list[Claimed]:
+        session, queues = self.session, self._queues
+        row = queues.row(name)
+        if row is None:
+            return []
+        queues.touch(row)
+        claimed = messages.claim(session, {row.id: 1}, self._register(), queues)
+        if not claimed:
+            # A program that only gets has no timer.
+            assert self._number is not None
+            ready = messages.release_due(session) | messages.release_expired(session, self._number)
+            announce(session, ready, self.owner)
+            if row.id not in ready:
+                return []
+            claimed = messages.claim(session, {row.id: 1}, self._number, queues)
+        waiting = messages.count_waiting(session, row.id)
+        return [each._replace(waiting=waiting) for each in claimed]
+
+    def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
+        if self._number is None:
+            return ()
+        return [("", messages.Handle(messages.EVERYTHING, self._number))]
+
+    def settle(self, requests: Sequence[SettleRequest]) -> int | None:
+        return self.session.call(self._settle, requests)
+
+    def _settle(self, requests: Sequence[SettleRequest]) -> int:
+        settled = messages.settle(
+            self.session, self._queues, requests, self._register, self.lease
+        )
+        for queue, error in settled.refused:
+            self.log_refusal(queue, error)
+        self._after(settled)
+        return settled.late
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        if self._number is None:
+            return ()
+        return self.session.call(self._renew, handles)
+
+    def _renew(self, handles: Sequence[messages.Handle]) -> Sequence[messages.Handle]:
+        session, number = self.session, self._number
+        assert number is not None
+        renewed = renew_links(session, [number], self.lease)
+        if not renewed:
+            if self._has_entities:
+                raise LeaseExpired
+            # What it held is requeued: it goes on under another number.
+            deregister(session, number)
+            self._number = None
+        lost = messages.lost(session, handles) if handles else []
+        self._maintenance.start()
+        return lost
+
+

@@ -1,0 +1,537 @@
+"""One connection of psycopg's, which waits in the hub, and its errors.
+
+psycopg does the work of a statement in a generator that asks for what it waits for.  Its own connection
+waits with ``select``; this one with watchers of the hub.  It belongs to one link, and one greenlet at a
+time uses it.  While none does, it is watched for notifications, and for its end.
+
+A greenlet that is killed within a statement leaves it half done: then the connection is closed, and never
+used again.  The server undoes what was not committed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
+from random import shuffle
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+from gevent import get_hub
+from gevent.lock import BoundedSemaphore
+from psycopg import errors, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.waiting import Ready
+
+from greenconn.exceptions import (
+    AccessRefused,
+    AMQPError,
+    NotAllowed,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+from greenconn.green.connect import resolve
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.hub import weakly
+from greenconn.green.slot import Slot
+from greenconn.url import mask_secrets
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+T = TypeVar("T")
+
+
+class _Both:
+    """Makes an error of amqp's kind and of psycopg's at once.  Its text has the remedy."""
+
+    has_remedy = True
+
+    def __init__(self, text: str = "") -> None:
+        AMQPError.__init__(self, text)
+        self._pgconn = self._info = None
+        self.args = (text,)  # what copies are made of
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.args[0]!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class LinkLost(_Both, RecoverableConnectionError, psycopg.OperationalError):  # type: ignore[misc]
+    """The server cannot be reached, has closed the connection, or does not take writes."""
+
+
+class LoginRefused(_Both, AccessRefused, psycopg.OperationalError):  # type: ignore[misc]
+    """The server does not take the user name or the password, or does not let this role do that."""
+
+
+class CannotUse(_Both, NotAllowed, psycopg.DatabaseError):  # type: ignore[misc]
+    """The database or the schema cannot be used, and to try again would not help."""
+
+
+class NotStored(_Both, RecoverableChannelError, psycopg.OperationalError):  # type: ignore[misc]
+    """The server could not do it now: the disk is full, or a row was locked for too long."""
+
+
+#: Codes of the server -> the class to raise, and what to do; the first two characters are a class of
+#: codes.  (PostgreSQL's manual, appendix A.)
+_ERRORS: Final[Mapping[str, tuple[type[Any], str]]] = {
+    "08": (LinkLost, ""),
+    "28": (LoginRefused, "check user name, password and pg_hba.conf"),
+    "3D": (CannotUse, "create the database, or name another one in the URL"),
+    "3F": (CannotUse, "it was dropped while this process was using it"),
+    "42P01": (CannotUse, "it was dropped while this process was using it"),
+    "42501": (CannotUse, "grant the role this right"),
+    "53": (NotStored, "free some space, or raise the limit"),
+    "53300": (LinkLost, "raise max_connections, or use fewer connections"),
+    "55P03": (NotStored, "look for long transactions in pg_stat_activity"),
+    "57": (LinkLost, ""),
+    "57014": (NotStored, "look for long transactions in pg_stat_activity, or raise reply_timeout"),
+    "58": (LinkLost, "look into the server's log"),
+    "25006": (LinkLost, "it is a standby or read-only; name the primary, or all servers, in the URL"),
+    "XX": (LinkLost, "look into the server's log"),
+}
+
+#: What libpq says of logins without a code of the server.
+_LOGIN_TEXTS: Final = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "authentication failed",
+    "is not permitted to log in",
+)
+
+
+def as_error(exc: psycopg.Error, where: str) -> Exception:
+    """Return the exception for one of psycopg's.
+
+    Arguments:
+        where: the server's URL, password masked.
+    """
+    if isinstance(exc, _Both):
+        return exc
+    code = exc.sqlstate or ""
+    said = mask_secrets(" ".join(str(exc).split()))
+    kind, remedy = _ERRORS.get(code) or _ERRORS.get(code[:2]) or (None, "")
+    if kind is None and not code and isinstance(exc, psycopg.OperationalError):
+        kind, remedy = LinkLost, ""
+        if any(each in said for each in _LOGIN_TEXTS):
+            kind, remedy = _ERRORS["28"]
+        elif "does not exist" in said and "database" in said:
+            kind, remedy = _ERRORS["3D"]
+        elif "session is read-only" in said or "hot standby" in said or "not in hot" in said:
+            kind, remedy = _ERRORS["25006"]
+        elif "too many" in said or "connection slots are reserved" in said:
+            kind, remedy = _ERRORS["53300"]
+    if kind is None:
+        return exc
+    error: Exception = kind(f"{where}: {said}" + (f" ({remedy})" if remedy else ""))
+    return error
+
+
+#: psycopg's names for the events that a watcher reports.
+_READY: Final = {1: Ready.R, 2: Ready.W, 3: Ready.RW}
+_READ, _WRITE = 1, 2
+
+#: Connections of the parent, in the child of a fork: they are kept, and never closed.
+_inherited: Final[list[Any]] = []
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """psycopg's connection, in the hub.  Made by :func:`connect`.
+
+    Attributes:
+        on_idle: called in the hub when the server has sent something while no greenlet waited.
+    """
+
+    on_idle: Callable[[], object] | None = None
+    _slot: Slot[int] | None = None
+    _reader: Any = None
+    _writer: Any = None
+
+    def watch(self) -> None:
+        """Watch the socket from now on.  Never switches."""
+        self._pid = os.getpid()
+        loop, descriptor = get_hub().loop, self.pgconn.socket
+        self._reader = loop.io(descriptor, _READ)
+        self._writer = loop.io(descriptor, _WRITE)
+        # A socket that is read keeps a program alive that waits for nothing else.
+        self._reader.start(weakly(self._on_readable))
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run one of psycopg's generators to its end, and return its result.  May switch.
+
+        The other arguments differ between versions of psycopg, and are about signals.
+        """
+        try:
+            wanted = next(gen)
+            while True:
+                wanted = gen.send(_READY[self._wait_for(wanted)])
+        except StopIteration as done:
+            return done.value
+
+    def _wait_for(self, events: int) -> int:
+        """Return the events that have come.  May switch.  If it is interrupted, the connection ends."""
+        if self._reader is None:
+            raise LinkLost("the connection is closed")
+        slot = self._slot = Slot()
+        try:
+            if events & _WRITE:
+                self._writer.start(slot.offer, _WRITE)
+            return slot.wait(NEVER)
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            self._slot = None
+            if self._writer is not None and events & _WRITE:
+                self._writer.stop()
+
+    def _on_readable(self) -> None:
+        # In the hub.
+        if self._slot is not None:
+            self._slot.offer(_READ)
+        elif self.on_idle is not None:
+            self.on_idle()
+
+    def drop(self) -> None:
+        """Close it, whatever it does.  Never switches.  A second call does nothing."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            # First: a watcher of a closed descriptor would end the process.
+            reader.close()
+            self._writer.close()
+            self._writer = None
+        if self._slot is not None:
+            self._slot.fail(LinkLost("the connection was closed"))
+        if getattr(self, "_pid", None) in (None, os.getpid()):
+            self.close()
+        elif reader is not None:
+            _inherited.append(self)  # closing it would end the session of the parent
+
+    def __del__(self) -> None:
+        # A program may drop a connection without closing it: this does, in whichever thread.
+        if hasattr(self, "pgconn") and not self.closed and self not in _inherited:
+            with suppress(Exception):
+                self.drop()
+
+
+def connect(conninfo: Mapping[str, Any], deadline: Deadline, where: str) -> Connection:
+    """Connect to the first server of a list that takes the login and the writes.  May switch.
+
+    Host names are looked up in the hub, and each address is tried with its share of the time.
+
+    Arguments:
+        conninfo: libpq's parameters.
+        where: for messages.
+
+    Raises:
+        LinkLost: none can be reached, or none takes writes.
+        LoginRefused: the login is refused.
+        CannotUse: there is no such database.
+        TimeoutError: the deadline ended.
+    """
+    error: Exception | None = None
+    attempts = _attempts(conninfo)
+    for number, attempt in enumerate(attempts):
+        limit = deadline.share(len(attempts) - number)
+        try:
+            for address in _addresses(attempt, limit):
+                try:
+                    return _connect(address, limit)
+                except psycopg.Error as exc:
+                    error = as_error(exc, where)
+                    error.__cause__ = exc
+        except TimeoutError as exc:
+            if deadline.has_ended:
+                raise
+            error = LinkLost(f"{where}: {exc}")
+        except OSError as exc:
+            error = LinkLost(f"{where}: {exc}")
+    assert error is not None
+    raise error
+
+
+def _attempts(conninfo: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return libpq's parameters for each host of a list."""
+    lists = {
+        name: str(conninfo[name]).split(",")
+        for name in ("host", "hostaddr", "port")
+        if conninfo.get(name)
+    }
+    count = max(map(len, lists.values()), default=1)
+    ports = lists.get("port", [])
+    if len(ports) == 1:
+        lists["port"] = ports * count  # libpq's rule
+    attempts = [
+        {**conninfo, **{name: each for name, each in zip(lists, values, strict=True) if each}}
+        for values in zip_longest(*lists.values())
+    ] or [dict(conninfo)]
+    if conninfo.get("load_balance_hosts") == "random":
+        shuffle(attempts)
+    return attempts
+
+
+def _addresses(attempt: dict[str, Any], deadline: Deadline) -> list[dict[str, Any]]:
+    """Return the parameters for each address of a host.  May switch."""
+    host = attempt.get("host")
+    if not host or host.startswith(("/", "@")) or attempt.get("hostaddr"):
+        return [attempt]
+    found = resolve(host, int(attempt.get("port") or 5432), deadline)
+    # libpq checks the certificate against ``host``, and does not look it up.
+    numbers = dict.fromkeys(str(address[3][0]) for address in found)
+    return [{**attempt, "hostaddr": number} for number in numbers]
+
+
+def _connect(conninfo: Mapping[str, Any], deadline: Deadline) -> Connection:
+    """Connect to one address.  May switch."""
+    pgconn = pq.PGconn.connect_start(make_conninfo(**conninfo).encode())
+    try:
+        while True:
+            if pgconn.status == pq.ConnStatus.BAD:
+                raise psycopg.OperationalError(_said(pgconn))
+            status = pgconn.connect_poll()
+            if status == pq.PollingStatus.OK:
+                break
+            if status == pq.PollingStatus.FAILED:
+                raise psycopg.OperationalError(_said(pgconn))
+            events = _READ if status == pq.PollingStatus.READING else _WRITE
+            _wait_once(pgconn.socket, events, deadline)
+        pgconn.nonblocking = 1
+        connection = Connection(pgconn)
+    except BaseException:
+        pgconn.finish()
+        raise
+    connection.watch()
+    connection.autocommit = True
+    return connection
+
+
+def _said(pgconn: PGconn) -> str:
+    return pgconn.error_message.decode("utf-8", "replace")
+
+
+def _wait_once(descriptor: int, events: int, deadline: Deadline) -> None:
+    """Wait for a socket that libpq may replace by another one at each step.  May switch."""
+    slot: Slot[None] = Slot()
+    watcher = get_hub().loop.io(descriptor, events)
+    watcher.start(slot.offer, None)
+    try:
+        slot.wait(deadline)
+    except TimeoutError:
+        raise TimeoutError(
+            f"connecting took longer than {deadline.timeout or 0.0:g} s"
+        ) from None
+    finally:
+        watcher.close()
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+#: What a session says of itself and of the server, once.  Every statement here is for an index, and
+#: planned once; a plan that was made while a table was empty must not walk it when it is full.
+_GREETING: Final = """
+SELECT set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
+    set_config('plan_cache_mode', 'force_generic_plan', false),
+    set_config('default_transaction_isolation', 'read committed', false),
+    set_config('statement_timeout', %s, false), set_config('client_min_messages', 'warning', false),
+    current_user, pg_is_in_recovery()
+"""
+
+#: What is tried again: two transactions were in each other's way.
+_CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
+RETRIES: Final = 5
+
+
+class Session:
+    """A connection of one link, and its statements.
+
+    Arguments:
+        conninfo: libpq's parameters.
+        where: the server's URL for messages, password masked.
+        schema: of the tables.
+        on_notify: called with channel and payload; never switches.
+        on_lost: called when the connection ended while no statement ran; never switches.
+
+    Attributes:
+        user: the role.
+    """
+
+    def __init__(
+        self,
+        conninfo: Mapping[str, Any],
+        where: str,
+        schema: str,
+        on_notify: Callable[[str, str], object],
+        on_lost: Callable[[Exception], object],
+    ) -> None:
+        self.where = where
+        self.schema = schema
+        self.user = ""
+        self._conninfo = conninfo
+        self._on_notify = weakly(on_notify)
+        self._on_lost = weakly(on_lost)
+        self._prefix = f"{quoted(schema)}."
+        #: SQL as it is written -> as it is sent.
+        self._texts: dict[str, str] = {}
+        self._lock = BoundedSemaphore()
+        self._connection: Connection | None = None
+        self._is_dropped = False
+        self._is_in_transaction = False
+        #: Whether the call that runs has changed something that cannot be undone.
+        self._has_committed = False
+
+    def open(self, deadline: Deadline, statement_timeout: float | None) -> None:
+        """Connect.  May switch.
+
+        Raises:
+            as :func:`connect`.
+        """
+        connection = connect(self._conninfo, deadline, self.where)
+        if self._is_dropped:
+            connection.drop()
+            raise LinkLost(f"{self.where}: the connection was closed")
+        self._connection = connection
+        connection.add_notify_handler(self._notified)
+        connection.on_idle = weakly(self._on_idle)
+        limit_ms = int((statement_timeout or 0.0) * 1000)
+        ((*_, self.user, is_standby),) = self.call(self.fetch, _GREETING, (str(limit_ms),))
+        if is_standby:  # ``target_session_attrs`` of the URL lets it pass
+            raise LinkLost(f"{self.where}: the server is a standby, which takes no messages")
+
+    def drop(self) -> None:
+        """Close the connection at once.  Never switches."""
+        self._is_dropped = True
+        connection = self._connection
+        if connection is not None:
+            connection.on_idle = None
+            connection.drop()
+
+    # -- statements
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``, which calls :meth:`fetch`.  May switch.
+
+        Calls wait for each other in the order in which they came.
+
+        Raises:
+            LinkLost, LoginRefused, CannotUse, NotStored: instead of psycopg's own errors for that.
+            psycopg.Error: the server refuses.
+        """
+        with self._lock:
+            try:
+                for _ in range(RETRIES):
+                    self._has_committed = False
+                    try:
+                        return function(*args)
+                    except _CONFLICTS:
+                        if self._has_committed:
+                            raise
+                return function(*args)
+            except psycopg.Error as exc:
+                ours = as_error(exc, self.where)
+                if ours is exc:
+                    raise
+                raise ours from exc
+
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement, and return its rows.  May switch.  Within :meth:`call` only.
+
+        Arguments:
+            statement: it writes ``greenconn.`` for the schema.
+        """
+        cursor = self._run(statement, values)
+        return [] if cursor.description is None else cursor.fetchall()
+
+    def change(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Run one statement, and return the number of rows that it has changed.  As :meth:`fetch`."""
+        return self._run(statement, values).rowcount
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run statements in one transaction, or in that which has begun.  May switch.
+
+        Within :meth:`call` only.
+        """
+        if self._is_in_transaction:
+            yield
+            return
+        self.fetch("BEGIN")
+        self._is_in_transaction = True
+        try:
+            yield
+            self.fetch("COMMIT")
+            self._has_committed = True
+        except BaseException:
+            connection = self._connection
+            if connection is not None and not connection.closed:
+                with suppress(psycopg.Error):
+                    self.fetch("ROLLBACK")
+            raise
+        finally:
+            self._is_in_transaction = False
+
+    def _run(self, statement: str, values: Sequence[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+        text = self._texts.get(statement)
+        if text is None:
+            text = statement.replace("greenconn.", self._prefix)
+            self._texts[statement] = text
+        connection = self._connection
+        if connection is None or self._is_dropped:
+            raise LinkLost(f"{self.where}: the connection is closed")
+        cursor = connection.cursor(binary=True)
+        cursor.execute(text, values or None, prepare=bool(values))  # type: ignore[arg-type]
+        if not self._is_in_transaction:
+            self._has_committed = True
+        return cursor
+
+    # -- what comes by itself
+
+    def _notified(self, notify: Any) -> None:
+        self._on_notify(notify.channel, notify.payload)
+
+    def _on_idle(self) -> None:
+        # In the hub.
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        pgconn = connection.pgconn
+        try:
+            pgconn.consume_input()
+            while notify := pgconn.notifies():
+                self._on_notify(notify.relname.decode(), notify.extra.decode())
+        except psycopg.Error as exc:
+            self._lose(exc)
+            return
+        if pgconn.status == pq.ConnStatus.BAD:
+            self._lose(psycopg.OperationalError(_said(pgconn)))
+
+    def _lose(self, exc: psycopg.Error) -> None:
+        self.drop()
+        error = as_error(exc, self.where)
+        error.__cause__ = exc
+        self._on_lost(error)
+
+
+def parsed(uri: str) -> dict[str, Any]:
+    """Return libpq's parameters for a URL.
+
+    Raises:
+        ValueError: it is malformed; says how, with the password masked.
+    """
+    problem = ""
+    try:
+        return dict(conninfo_to_dict(uri))
+    except psycopg.Error as exc:
+        problem = mask_secrets(" ".join(str(exc).split()))
+    # Not with that error as its context, which may have the password.
+    raise ValueError(f"{mask_secrets(uri)!r}: {problem}")

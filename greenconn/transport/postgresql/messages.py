@@ -1,0 +1,476 @@
+"""Messages, from publishing to settlement: functions that run statements.
+
+All times are the server's.  What one call does to many messages is one statement, whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenconn.broker.envelope import Envelope, mark_redelivered, read_envelope
+from greenconn.broker.port import Claimed, Entry, NoQueue, QueueFull, Settlement, SettleRequest
+from greenconn.jsoncodec import dumps
+
+if TYPE_CHECKING:
+    from greenconn.transport.postgresql.connection import Session
+    from greenconn.transport.postgresql.queues import QueueRow, Queues
+
+#: Messages that are counted for ``basic_get``.
+COUNTED: Final = 1000
+#: Messages that one statement gives up, or that become due at once.
+MOST_DEAD: Final = 100
+MOST_DUE: Final = 1000
+
+
+class Handle(NamedTuple):
+    """A claimed message: its key, and the number of the link that has claimed it."""
+
+    id: int
+    holder: int
+
+
+#: In the place of a key: all that a link holds.
+EVERYTHING: Final = 0
+
+
+class PutResult(NamedTuple):
+    """The outcome of storing messages.
+
+    Attributes:
+        outcomes: for each entry.
+        numbers: the queues that they are in.
+        dead: what became too many.
+        due_in: seconds until the next of them may be delivered, or dies.
+        late: acks that came too late.
+        refused: queues of dead letters that were not stored, so that their messages stay; and why.
+    """
+
+    outcomes: list[Exception | None]
+    numbers: set[int]
+    dead: list[Claimed]
+    due_in: float | None
+    late: int = 0
+    refused: Sequence[tuple[str, Exception]] = ()
+
+
+def earliest(*times: float | None) -> float | None:
+    """Return the earliest of *times*; None is never."""
+    return min((each for each in times if each is not None), default=None)
+
+
+# -- storing
+
+#: Stores messages in the order in which they are given, but for queues with a maximum length, and
+#: returns the queues.  Those that it returns are those that it has seen when it stored.
+_PUT: Final = """
+WITH target AS MATERIALIZED (
+    SELECT id, name, is_bounded FROM greenconn.queues WHERE name = ANY (%b::text[])
+), stored AS (
+    INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
+    SELECT t.id, e.priority, now() + e.delay * interval '1 s',
+        now() + (coalesce(e.delay, 0) + e.lifetime) * interval '1 s', e.envelope, e.body
+    FROM unnest(%b::text[], %b::int2[], %b::float8[], %b::float8[], %b::text[], %b::bytea[])
+        WITH ORDINALITY AS e (queue, priority, delay, lifetime, envelope, body, number)
+    JOIN target t ON t.name = e.queue
+    WHERE NOT t.is_bounded
+    ORDER BY e.number
+)
+SELECT name, id, is_bounded FROM target
+"""
+_PUT_ONE: Final = """
+INSERT INTO greenconn.messages (queue, holder, priority, due, expires, envelope, body)
+VALUES (%b, %b, %b, now() + %b::float8 * interval '1 s', now() + %b::float8 * interval '1 s', %b, %b)
+RETURNING id
+"""
+
+
+def put(
+    session: Session, queues: Queues, entries: Sequence[Entry], register: Callable[[], int]
+) -> PutResult:
+    """Store messages.
+
+    Arguments:
+        register: returns the number of the link, which holds what full queues give up.
+    """
+    texts: dict[int, str] = {}  # by identity: one envelope may go into many queues
+    columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
+    due_in: float | None = None
+    for queue, envelope, priority, delay, lifetime in entries:
+        text = texts.get(id(envelope))
+        if text is None:
+            text = texts[id(envelope)] = _written(envelope)
+        row = (queue, priority, delay or None, lifetime, text, envelope["body"])
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+        if delay or lifetime is not None:
+            due_in = earliest(
+                due_in, delay or None, None if lifetime is None else delay + lifetime
+            )
+    found = session.fetch(_PUT, (list(dict.fromkeys(columns[0])), *columns))
+    known = {name: number for name, number, _ in found}
+    bounded = {name for name, _, is_bounded in found if is_bounded}
+    outcomes: list[Exception | None] = [
+        None if entry.queue in known else NoQueue(entry.queue) for entry in entries
+    ]
+    numbers = set(known.values())
+    dead: list[Claimed] = []
+    holder = register() if bounded else 0
+    for name in sorted(bounded):
+        places = [place for place, entry in enumerate(entries) if entry.queue == name]
+        limited = _put_bounded(session, queues, known[name], [entries[each] for each in places], holder)
+        for place, outcome in zip(places, limited.outcomes, strict=True):
+            outcomes[place] = outcome
+        dead += limited.dead
+    return PutResult(outcomes, numbers, dead, due_in)
+
+
+def _put_bounded(
+    session: Session, queues: Queues, number: int, entries: Sequence[Entry], holder: int
+) -> PutResult:
+    """Store messages in a queue with a maximum length.  Others that do so wait."""
+    with session.transaction():
+        locked = session.fetch(
+            "SELECT 1 FROM greenconn.queues WHERE id = %b FOR NO KEY UPDATE", (number,)
+        )
+        queue = queues.of([number]).get(number)
+        if not locked or queue is None:
+            return PutResult([NoQueue(entry.queue) for entry in entries], set(), [], None)
+        ((count, total),) = session.fetch(
+            "SELECT count(*), coalesce(sum(length(body)), 0)::int8 FROM greenconn.messages "
+            "WHERE queue = %b AND holder IS NULL AND due IS NULL",
+            (number,),
+        )
+        outcomes: list[Exception | None] = []
+        dead: list[Claimed] = []
+        for entry in entries:
+            size = len(entry.envelope["body"])
+            outcome: Exception | None = None
+            while queue.policy.is_above(count + 1, total + size):
+                if queue.policy.refuses_overflow or not count:
+                    outcome = QueueFull(queue.name)
+                    break
+                dropped = claim(session, {number: 1}, holder, queues, dead="maxlen")
+                if not dropped:
+                    break  # consumers were faster
+                count, total = count - 1, total - len(dropped[0].raw)
+                dead += dropped
+            if outcome is None:
+                _put_one(session, queue, entry)
+                if not entry.delay:
+                    count, total = count + 1, total + size
+            elif queue.policy.overflow == "reject-publish-dlx":
+                # It is stored as one that was claimed, to become a dead letter.
+                id = _put_one(session, queue, entry, holder)
+                dead.append(Claimed(queue.name, entry.envelope, Handle(id, holder), dead="maxlen"))
+            outcomes.append(outcome)
+        return PutResult(outcomes, {number}, dead, None)
+
+
+def _put_one(session: Session, queue: QueueRow, entry: Entry, holder: int | None = None) -> int:
+    lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
+    text, body = _written(entry.envelope), entry.envelope["body"]
+    times = (None, None) if holder else (entry.delay or None, lifetime)
+    values = (queue.id, holder, entry.priority, *times, text, body)
+    ((id,),) = session.fetch(_PUT_ONE, values)
+    return int(id)
+
+
+def _written(envelope: Envelope) -> str:
+    return dumps({**envelope, "body": None})
+
+
+def _read(text: str, body: bytes) -> Envelope | None:
+    try:
+        envelope: Envelope = read_envelope(text)
+        envelope["body"] = body
+        return envelope
+    except (ValueError, TypeError, RecursionError):  # a stranger may have written it
+        return None
+
+
+# -- taking
+
+#: What is locked is another one's.  MATERIALIZED: else it is looked for anew for each row.
+_CLAIM: Final = """
+WITH picked AS MATERIALIZED (
+    SELECT m.id FROM unnest(%b::int8[], %b::int8[]) AS w (queue, most) CROSS JOIN LATERAL (
+        SELECT id FROM greenconn.messages
+        WHERE queue = w.queue AND holder IS NULL AND due IS NULL
+        ORDER BY priority DESC, id LIMIT w.most FOR UPDATE SKIP LOCKED
+    ) AS m
+)
+UPDATE greenconn.messages SET holder = %b, deliveries = deliveries + 1
+WHERE id = ANY (ARRAY (SELECT id FROM picked))
+RETURNING id, queue, priority, deliveries - 1, redelivered,
+    expires IS NOT NULL AND expires <= now(), envelope, body
+"""
+_TAKE_DEAD: Final = """
+WITH picked AS MATERIALIZED (
+    SELECT id FROM greenconn.messages
+    WHERE expires IS NOT NULL AND expires <= now() AND holder IS NULL AND due IS NULL
+    ORDER BY expires LIMIT %b FOR UPDATE SKIP LOCKED
+)
+UPDATE greenconn.messages SET holder = %b, deliveries = deliveries + 1
+WHERE id = ANY (ARRAY (SELECT id FROM picked))
+RETURNING id, queue, priority, deliveries - 1, redelivered, true, envelope, body
+"""
+
+
+def claim(
+    session: Session,
+    wanted: Mapping[int, int],
+    holder: int,
+    queues: Queues,
+    dead: str | None = None,
+) -> list[Claimed]:
+    """Claim messages.
+
+    Arguments:
+        wanted: number of a queue -> how many.
+        dead: why they are given up, if they are.
+    """
+    values = (list(wanted), list(wanted.values()), holder)
+    return _claimed(session.fetch(_CLAIM, values), holder, queues, dead)
+
+
+def take_dead(session: Session, holder: int, queues: Queues) -> list[Claimed]:
+    """Claim waiting messages of any queue that have expired."""
+    return _claimed(session.fetch(_TAKE_DEAD, (MOST_DEAD, holder)), holder, queues)
+
+
+def _claimed(
+    rows: list[tuple[Any, ...]], holder: int, queues: Queues, dead: str | None = None
+) -> list[Claimed]:
+    if not rows:
+        return []
+    known = queues.of({row[1] for row in rows})
+    if len(rows) > 1:
+        rows.sort(key=_order)
+    claimed: list[Claimed] = []
+    for id, number, _, deliveries, redelivered, has_expired, text, body in rows:
+        queue = known.get(number)
+        if queue is None:
+            continue  # it was deleted meanwhile, and this goes with the lease
+        envelope = _read(text, body)
+        if redelivered and envelope is not None:
+            with suppress(Exception):  # a stranger's may be of any form
+                mark_redelivered(envelope)
+        reason = dead or ("expired" if has_expired else None)
+        handle = Handle(id, holder)
+        claimed.append(Claimed(queue.name, envelope, handle, deliveries, body, reason))
+    return claimed
+
+
+def _order(row: tuple[Any, ...]) -> tuple[int, int]:
+    return -row[2], row[0]
+
+
+def count_waiting(session: Session, number: int) -> int:
+    """Return the number of messages that wait in a queue, or some more than ``COUNTED``."""
+    ((count,),) = session.fetch(
+        "SELECT count(*) FROM (SELECT 1 FROM greenconn.messages WHERE queue = %b "
+        "AND holder IS NULL AND due IS NULL LIMIT %b) AS waiting",
+        (number, COUNTED + 1),
+    )
+    return int(count)
+
+
+def ready_of(session: Session, numbers: Collection[int]) -> set[int]:
+    """Return those of some queues that have messages."""
+    found = session.fetch(
+        "SELECT w.queue FROM unnest(%b::int8[]) AS w (queue) WHERE EXISTS (SELECT 1 "
+        "FROM greenconn.messages m WHERE m.queue = w.queue AND holder IS NULL AND due IS NULL)",
+        (list(numbers),),
+    )
+    return {number for (number,) in found}
+
+
+# -- settling
+
+
+class _Return(NamedTuple):
+    """The terms of a requeue: see :class:`~greenconn.broker.port.SettleRequest`."""
+
+    delay: float = 0.0
+    is_unseen: bool = False
+    is_unhandled: bool = False
+
+
+def settle(
+    session: Session,
+    queues: Queues,
+    requests: Sequence[SettleRequest],
+    register: Callable[[], int],
+    lease: float,
+) -> PutResult:
+    """Settle what is held; what is not held any more stays as it is."""
+    gone: list[Handle] = []
+    back: defaultdict[_Return, list[Handle]] = defaultdict(list)
+    dead: list[SettleRequest] = []
+    for request in requests:
+        if request.settlement is Settlement.REQUEUE:
+            how = _Return(request.delay, request.is_unseen, request.is_unhandled)
+            back[how].append(request.message.handle)
+        elif request.entries:
+            dead.append(request)
+        else:
+            gone.append(request.message.handle)
+    if not back and not dead:
+        return PutResult([], set(), [], None, _delete(session, gone))
+    if dead:
+        register()  # not within the transaction, which may be undone
+    with session.transaction():
+        return _settle(session, queues, gone, back, dead, register, lease)
+
+
+def _settle(
+    session: Session,
+    queues: Queues,
+    gone: list[Handle],
+    back: defaultdict[_Return, list[Handle]],
+    dead: Sequence[SettleRequest],
+    register: Callable[[], int],
+    lease: float,
+) -> PutResult:
+    late = 0
+    held = _held(session, [request.handle for request in dead]) if dead else set()
+    living = [request for request in dead if request.handle in held]
+    late += len(dead) - len(living)
+    entries = [entry for request in living for entry in request.entries]
+    stored = PutResult([], set(), [], None)
+    if entries:
+        stored = put(session, queues, entries, register)
+    outcomes = iter(stored.outcomes)
+    refused: list[tuple[str, Exception]] = []
+    for request in living:
+        refusals = [
+            (entry.queue, error)
+            for entry, error in zip(request.entries, outcomes, strict=False)
+            if error is not None and not isinstance(error, NoQueue)
+        ]
+        refused += refusals[:1]
+        if refusals:
+            back[_Return(lease)].append(request.handle)
+        else:
+            gone.append(request.handle)
+    if gone:
+        late += _delete(session, gone)
+    numbers, due_in = stored.numbers, stored.due_in
+    for how, handles in back.items():
+        due_in = earliest(due_in, how.delay or None)
+        for number, ids in _by_holder(handles).items():
+            if EVERYTHING in ids:
+                numbers |= requeue_all(session, number)
+                continue
+            returned = session.fetch(
+                "UPDATE greenconn.messages SET holder = NULL, due = now() + %b::float8 * "
+                "interval '1 s', deliveries = deliveries - %b, redelivered = redelivered OR %b "
+                "WHERE id = ANY (%b::int8[]) AND holder = %b RETURNING queue",
+                (
+                    how.delay or None,
+                    int(how.is_unseen or how.is_unhandled),
+                    *(how.is_unhandled, ids, number),
+                ),
+            )
+            numbers.update(queue for (queue,) in returned)
+    return PutResult([], numbers, stored.dead, due_in, late, refused)
+
+
+def _delete(session: Session, handles: Sequence[Handle]) -> int:
+    """Delete messages that are held; return how many were not."""
+    late = len(handles)
+    for holder, ids in _by_holder(handles).items():
+        late -= session.change(
+            "DELETE FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = %b",
+            (ids, holder),
+        )
+    return late
+
+
+def _by_holder(handles: Sequence[Handle]) -> dict[int, list[int]]:
+    ids: dict[int, list[int]] = {}
+    for id, holder in handles:
+        ids.setdefault(holder, []).append(id)
+    return ids
+
+
+def _held(session: Session, handles: Sequence[Handle]) -> set[Handle]:
+    """Return those that are held, and lock them."""
+    found: set[Handle] = set()
+    for holder, ids in _by_holder(handles).items():
+        rows = session.fetch(
+            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = %b FOR UPDATE",
+            (ids, holder),
+        )
+        found.update(Handle(id, holder) for (id,) in rows)
+    return found
+
+
+def lost(session: Session, handles: Sequence[Handle]) -> list[Handle]:
+    """Return the messages that are not held any more."""
+    found: set[Handle] = set()
+    for holder, ids in _by_holder(handles).items():
+        rows = session.fetch(
+            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = %b",
+            (ids, holder),
+        )
+        found.update(Handle(id, holder) for (id,) in rows)
+    return [handle for handle in handles if handle not in found]
+
+
+def requeue_all(session: Session, holder: int) -> set[int]:
+    """Requeue what a link has claimed and given to no handler; return the queues."""
+    found = session.fetch(
+        "UPDATE greenconn.messages SET holder = NULL, deliveries = deliveries - 1 WHERE holder = %b "
+        "RETURNING queue",
+        (holder,),
+    )
+    session.change("DELETE FROM greenconn.links WHERE number = %b", (holder,))
+    return {number for (number,) in found}
+
+
+# -- what comes by time
+
+
+def release_due(session: Session) -> set[int]:
+    """Make delayed messages claimable whose time has come; return their queues."""
+    numbers: set[int] = set()
+    while True:
+        found = session.fetch(
+            "WITH late AS MATERIALIZED (SELECT id FROM greenconn.messages WHERE due <= now() "
+            "ORDER BY due LIMIT %b FOR UPDATE SKIP LOCKED) "
+            "UPDATE greenconn.messages SET due = NULL WHERE id = ANY (ARRAY (SELECT id FROM late)) "
+            "RETURNING queue",
+            (MOST_DUE,),
+        )
+        numbers.update(number for (number,) in found)
+        if len(found) < MOST_DUE:
+            return numbers
+
+
+def release_expired(session: Session, own: int) -> set[int]:
+    """Requeue what links hold whose leases have ended; return the queues."""
+    found = session.fetch(
+        "WITH ended AS (DELETE FROM greenconn.links WHERE number = ANY (ARRAY (SELECT number FROM "
+        "greenconn.links WHERE lease_until <= now() AND number <> %b FOR UPDATE SKIP LOCKED)) "
+        "RETURNING number), returned AS (UPDATE greenconn.messages m SET holder = NULL FROM ended e "
+        "WHERE m.holder = e.number RETURNING m.queue) SELECT DISTINCT queue FROM returned",
+        (own,),
+    )
+    return {number for (number,) in found}
+
+
+def next_due(session: Session) -> float | None:
+    """Return the seconds until something comes by time; None: nothing does."""
+    ((seconds,),) = session.fetch(
+        "SELECT extract(epoch FROM least("
+        "(SELECT min(due) FROM greenconn.messages WHERE due IS NOT NULL), "
+        "(SELECT min(expires) FROM greenconn.messages "
+        "WHERE expires IS NOT NULL AND holder IS NULL AND due IS NULL), "
+        "(SELECT min(idle_until) FROM greenconn.queues WHERE idle_until IS NOT NULL)) "
+        "- clock_timestamp())::float8"
+    )
+    return None if seconds is None else float(seconds)

@@ -1,0 +1,508 @@
+"""The queues, exchanges, bindings, consumers and links of a schema: functions that run statements.
+
+A link that consumes, has exclusive queues or holds messages is registered in ``links``, with a lease that
+it renews.  Its session holds an advisory lock by the same number.  The lock ends with the session: so
+others see at once that a link is dead, and remove its consumers and exclusive queues.  What it held stays
+until the end of the lease, since the program may live, and go on with it over its next connection.
+
+No wake-up is missing: a link arms its consumers, and looks for messages once more after that has been
+committed.  Whoever stores messages looks for armed consumers after *that* has been committed.  One of the
+two sees the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.queues import Declaration, QueuePolicy, is_lost
+from greenconn.jsoncodec import dumps, loads
+
+if TYPE_CHECKING:
+    from greenconn.transport.postgresql.connection import Session
+
+T = TypeVar("T")
+
+#: The beginning of the channel on which a link is notified; its owner follows.
+CHANNEL: Final = "greenconn_"
+
+#: Notifies the links that wait for one of some queues, except the own one.
+_ANNOUNCE: Final = """
+WITH waiting AS MATERIALIZED (
+    SELECT queue, owner FROM greenconn.consumers
+    WHERE queue = ANY (%b::int8[]) AND armed AND owner <> %b
+    FOR UPDATE SKIP LOCKED
+), woken AS (
+    UPDATE greenconn.consumers c SET armed = false FROM waiting w
+    WHERE c.queue = w.queue AND c.owner = w.owner
+    RETURNING c.owner, c.queue
+)
+SELECT pg_notify('greenconn_' || owner, string_agg(queue::text, ' ')) FROM woken GROUP BY owner
+"""
+
+
+def announce(session: Session, numbers: Collection[int], owner: str) -> None:
+    """Notify the links that wait for messages of some queues.  After they were committed only."""
+    if numbers:
+        session.fetch(_ANNOUNCE, (list(numbers), owner))
+
+
+def notify(session: Session, owners: Iterable[str], payload: str = "0") -> None:
+    """Notify links that something has changed."""
+    for owner in owners:
+        session.fetch("SELECT pg_notify(%s, %s)", (CHANNEL + owner, payload))
+
+
+def arm(session: Session, numbers: Collection[int], owner: str) -> None:
+    """Note that a link waits for messages of some queues.  Look for them once more after that."""
+    session.change(
+        "UPDATE greenconn.consumers SET armed = true "
+        "WHERE owner = %b AND queue = ANY (%b::int8[]) AND NOT armed",
+        (owner, list(numbers)),
+    )
+
+
+class QueueRow(NamedTuple):
+    """A queue as it is in the table."""
+
+    id: int
+    name: str
+    declaration: Declaration
+    policy: QueuePolicy
+
+
+#: Queues whose declarations are kept.
+MOST_KNOWN: Final = 10_000
+
+
+class Queues:
+    """The queues of a schema, as one session asks for them.
+
+    A number stands for one queue for ever, and a queue never changes, so what is known of a number is
+    kept.
+
+    Arguments:
+        session: what statements run in.
+        owner: the link.
+    """
+
+    def __init__(self, session: Session, owner: str) -> None:
+        self._session = session
+        self._owner = owner
+        self._known: dict[int, QueueRow] = {}
+        self._records = Records(session)
+
+    def row(self, name: str) -> QueueRow | None:
+        """Return a queue; None: there is none."""
+        return next(iter(self.rows([name])), None)
+
+    def rows(self, names: Collection[str]) -> list[QueueRow]:
+        """Return those of some queues that exist."""
+        found = self._session.fetch(
+            "SELECT id, name, declaration FROM greenconn.queues WHERE name = ANY (%b::text[])",
+            (list(names),),
+        )
+        return [self._row(*each) for each in found]
+
+    def of(self, numbers: Collection[int]) -> dict[int, QueueRow]:
+        """Return those of some queues that exist, or did, by number."""
+        missing = [number for number in numbers if number not in self._known]
+        if missing:
+            for each in self._session.fetch(
+                "SELECT id, name, declaration FROM greenconn.queues WHERE id = ANY (%b::int8[])",
+                (missing,),
+            ):
+                self._row(*each)
+        return {number: self._known[number] for number in numbers if number in self._known}
+
+    def _row(self, number: int, name: str, text: str) -> QueueRow:
+        known = self._known.get(number)
+        if known is None:
+            declared = Declaration.read(text.encode())
+            known = QueueRow(number, name, declared, declared.policy)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[number] = known
+        return known
+
+    def existing(self, numbers: Collection[int]) -> set[int]:
+        """Return those of some queues that exist."""
+        found = self._session.fetch(
+            "SELECT id FROM greenconn.queues WHERE id = ANY (%b::int8[])", (list(numbers),)
+        )
+        return {number for (number,) in found}
+
+    # -- declaring
+
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        """Make a queue unless it is there, and return how it was declared."""
+        while True:
+            found = self.find(name)
+            if found is not None:
+                return found
+            policy = declared.policy
+            made = self._session.change(
+                "INSERT INTO greenconn.queues (name, declaration, owner, auto_delete, is_bounded, "
+                "idle_until) VALUES (%b, %b, %b, %b, %b, now() + %b::float8 * interval '1 s') "
+                "ON CONFLICT (name) DO NOTHING",
+                (
+                    *(name, declared.text(), declared.owner, declared.auto_delete),
+                    *(policy.is_bounded, policy.expires),
+                ),
+            )
+            if made:
+                return declared
+
+    def find(self, name: str) -> Declaration | None:
+        """Return the declaration of a queue; None: there is none, or its owner was dead."""
+        row = self.row(name)
+        if row is None:
+            return None
+        owner = row.declaration.owner
+        if owner is not None and owner != self._owner and owner in self.dead_owners([owner]):
+            self.bury([owner])
+            return None
+        return row.declaration
+
+    def names(self) -> Collection[str]:
+        """Return the names of the queues."""
+        found = self._session.fetch("SELECT name, owner FROM greenconn.queues")
+        owners = {owner for _, owner in found if owner is not None and owner != self._owner}
+        dead = self.dead_owners(owners) if owners else ()
+        return [name for name, owner in found if owner not in dead]
+
+    def touch(self, row: QueueRow) -> None:
+        """Start the ``x-expires`` of a used queue anew."""
+        if row.policy.expires is not None:
+            self._session.change(
+                "UPDATE greenconn.queues q SET idle_until = CASE WHEN EXISTS (SELECT 1 FROM "
+                "greenconn.consumers c WHERE c.queue = q.id) THEN NULL "
+                "ELSE now() + %b::float8 * interval '1 s' END WHERE id = %b",
+                (row.policy.expires, row.id),
+            )
+
+    def drop(self, name: str) -> int:
+        """Delete a queue, and notify its consumers; return how many messages waited."""
+        with self._session.transaction():
+            return self._drop(name)
+
+    def _drop(self, name: str, *, if_idle: bool = False) -> int:
+        """Delete a queue within a transaction."""
+        condition = " AND idle_until <= now()" if if_idle else ""
+        gone = self._session.fetch(
+            f"DELETE FROM greenconn.queues WHERE name = %b{condition} RETURNING id", (name,)
+        )
+        if not gone:
+            return 0
+        ((number,),) = gone
+        self._known.pop(number, None)
+        consumers = self._session.fetch(
+            "DELETE FROM greenconn.consumers WHERE queue = %b RETURNING owner", (number,)
+        )
+        count = self.delete_waiting(number)
+        for held in ("holder IS NOT NULL", "due IS NOT NULL"):
+            self._session.change(
+                f"DELETE FROM greenconn.messages WHERE queue = %b AND {held}", (number,)
+            )
+        DirectTopology(self._records).forget_queue(name)
+        notify(self._session, (owner for (owner,) in consumers if owner != self._owner))
+        return count
+
+    def delete_waiting(self, number: int) -> int:
+        """Delete the messages that wait in a queue, and return how many there were."""
+        return self._session.change(
+            "DELETE FROM greenconn.messages WHERE queue = %b AND holder IS NULL AND due IS NULL",
+            (number,),
+        )
+
+    def purge(self, name: str) -> int:
+        """Delete what waits, now or for its time."""
+        row = self.row(name)
+        if row is None:
+            return 0
+        with self._session.transaction():
+            return self.delete_waiting(row.id) + self._session.change(
+                "DELETE FROM greenconn.messages WHERE queue = %b AND due IS NOT NULL", (row.id,)
+            )
+
+    def size(self, name: str) -> int:
+        """Return the number of messages that wait and have not expired."""
+        ((count, dead),) = self._session.fetch(
+            "SELECT (SELECT count(*) FROM greenconn.messages m WHERE m.queue = q.id "
+            "AND holder IS NULL AND due IS NULL), "
+            "(SELECT count(*) FROM greenconn.messages m WHERE m.queue = q.id "
+            "AND holder IS NULL AND due IS NULL AND expires IS NOT NULL AND expires <= now()) "
+            "FROM greenconn.queues q WHERE name = %b",
+            (name,),
+        ) or [(0, 0)]
+        return int(count - dead)
+
+    # -- consumers
+
+    def set_consumers(self, name: str, count: int, exclusive: bool) -> QueueRow | bool:
+        """Note how many consumers the link has.
+
+        Returns:
+            the queue; True: there is none, False: the link may not consume.
+        """
+        row = self.row(name)
+        if row is None:
+            return True
+        with self._session.transaction():
+            # Two links that begin at once would not see each other.
+            self._session.fetch(
+                "SELECT 1 FROM greenconn.queues WHERE id = %b FOR UPDATE", (row.id,)
+            )
+            if count:
+                refused = self._session.fetch(
+                    "SELECT 1 FROM greenconn.consumers WHERE queue = %b AND owner <> %b "
+                    "AND (exclusive OR %b)",
+                    (row.id, self._owner, exclusive),
+                )
+                if refused:
+                    return False
+                self._session.change(
+                    "INSERT INTO greenconn.consumers (queue, owner, count, exclusive) "
+                    "VALUES (%b, %b, %b, %b) ON CONFLICT (queue, owner) "
+                    "DO UPDATE SET count = excluded.count",
+                    (row.id, self._owner, count, exclusive),
+                )
+            else:
+                self._session.change(
+                    "DELETE FROM greenconn.consumers WHERE queue = %b AND owner = %b",
+                    (row.id, self._owner),
+                )
+            self.touch(row)
+        if not count and row.policy.is_single_active:
+            announce(self._session, [row.id], self._owner)  # the next one's turn
+        return row
+
+    def bury_rivals(self, name: str) -> bool:
+        """Remove the consumers of a queue whose links are dead; return whether there were any."""
+        found = self._session.fetch(
+            "SELECT owner FROM greenconn.consumers c JOIN greenconn.queues q ON q.id = c.queue "
+            "WHERE q.name = %b AND c.owner <> %b",
+            (name, self._owner),
+        )
+        return bool(self.bury(self.dead_owners({owner for (owner,) in found})))
+
+    def other_consumers(self, name: str) -> int:
+        """Return the number of consumers that other links have."""
+        ((count,),) = self._session.fetch(
+            "SELECT coalesce(sum(count), 0)::int8 FROM greenconn.consumers c "
+            "JOIN greenconn.queues q ON q.id = c.queue WHERE q.name = %b AND c.owner <> %b",
+            (name, self._owner),
+        )
+        return int(count)
+
+    def firsts(self, numbers: Collection[int]) -> set[int]:
+        """Return those of some queues whose oldest consumer is on this link."""
+        found = self._session.fetch(
+            "SELECT DISTINCT ON (queue) queue, owner FROM greenconn.consumers "
+            "WHERE queue = ANY (%b::int8[]) ORDER BY queue, id",
+            (list(numbers),),
+        )
+        return {queue for queue, owner in found if owner == self._owner}
+
+    # -- links
+
+    def dead_owners(self, owners: Collection[str] | None = None) -> set[str]:
+        """Return the links that are dead, of *owners* or of all that have consumers or queues."""
+        if owners is None:
+            found = self._session.fetch(
+                "SELECT DISTINCT owner FROM greenconn.consumers WHERE owner <> %b "
+                "UNION SELECT owner FROM greenconn.queues WHERE owner IS NOT NULL AND owner <> %b",
+                (self._owner, self._owner),
+            )
+            owners = {owner for (owner,) in found}
+        if not owners:
+            return set()
+        # Whoever gets a lock that a session holds as long as it lives finds that it is dead.
+        alive = self._session.fetch(
+            "SELECT owner FROM greenconn.links WHERE owner = ANY (%b::text[]) "
+            "AND NOT pg_try_advisory_xact_lock_shared(number)",
+            (list(owners),),
+        )
+        living = {owner for (owner,) in alive if not is_lost(owner)}
+        return set(owners).difference(living, {self._owner})
+
+    def bury(self, owners: Collection[str]) -> Collection[str]:
+        """Remove the consumers, the exclusive and the unused auto-delete queues of dead links."""
+        for owner in owners:
+            with self._session.transaction():
+                consumed = self._session.fetch(
+                    "DELETE FROM greenconn.consumers WHERE owner = %b RETURNING queue", (owner,)
+                )
+                numbers = [number for (number,) in consumed]
+                names = self._session.fetch(
+                    "SELECT name FROM greenconn.queues q WHERE owner = %b OR (auto_delete "
+                    "AND id = ANY (%b::int8[]) AND NOT EXISTS (SELECT 1 FROM greenconn.consumers c "
+                    "WHERE c.queue = q.id))",
+                    (owner, numbers),
+                )
+                for (name,) in names:
+                    self._drop(name)
+                for row in self.of(numbers).values():
+                    self.touch(row)
+            announce(self._session, numbers, self._owner)
+        return owners
+
+    def drop_idle(self) -> None:
+        """Delete the queues that were not used for longer than their ``x-expires``."""
+        late = self._session.fetch("SELECT name FROM greenconn.queues WHERE idle_until <= now()")
+        for (name,) in late:
+            with self._session.transaction():
+                self._drop(name, if_idle=True)
+
+
+def register(session: Session, owner: str, lease: float) -> int:
+    """Register a link, and return its number, which no other registration has."""
+    number = int.from_bytes(os.urandom(8), "big", signed=True)
+    # The lock first: a link without one is dead.
+    session.fetch("SELECT pg_advisory_lock(%b)", (number,))
+    session.change(
+        "INSERT INTO greenconn.links (number, owner, lease_until) "
+        "VALUES (%b, %b, now() + %b::float8 * interval '1 s')",
+        (number, owner, lease),
+    )
+    return number
+
+
+def deregister(session: Session, number: int) -> None:
+    """Remove a link that holds nothing any more."""
+    session.change("DELETE FROM greenconn.links WHERE number = %b", (number,))
+    session.fetch("SELECT pg_advisory_unlock(%b)", (number,))
+
+
+def renew_links(session: Session, numbers: Collection[int], lease: float) -> set[int]:
+    """Begin the leases of links anew; return those that are there."""
+    renewed = session.fetch(
+        "UPDATE greenconn.links SET lease_until = now() + %b::float8 * interval '1 s' "
+        "WHERE number = ANY (%b::int8[]) RETURNING number",
+        (lease, list(numbers)),
+    )
+    return {number for (number,) in renewed}
+
+
+class Records(TopologyStore):
+    """Exchanges and bindings, by the statements of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def get(self, exchange: str) -> ExchangeRecord | None:
+        found = self._session.fetch(
+            "SELECT type, durable, auto_delete, arguments FROM greenconn.exchanges WHERE name = %b",
+            (exchange,),
+        )
+        if not found:
+            return None
+        ((kind, durable, auto_delete, arguments),) = found
+        return {
+            "type": kind,
+            "durable": durable,
+            "auto_delete": auto_delete,
+            "arguments": loads(arguments),
+        }
+
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        self._write(
+            "INSERT INTO greenconn.exchanges VALUES (%b, %b, %b, %b, %b) ON CONFLICT DO NOTHING",
+            *(exchange, record["type"], record["durable"], record["auto_delete"]),
+            _text(record["arguments"]),
+        )
+
+    def delete(self, exchange: str) -> None:
+        self._write("DELETE FROM greenconn.exchanges WHERE name = %b", exchange)
+        self._write("DELETE FROM greenconn.bindings WHERE source = %b", exchange)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        found = self._session.fetch(
+            "SELECT routing_key, pattern, destination, arguments, to_exchange "
+            "FROM greenconn.bindings WHERE source = %b ORDER BY id",
+            (exchange,),
+        )
+        if not found and self.get(exchange) is None:
+            return None
+        return tuple(
+            Row(key, pattern, queue, loads(arguments) or None, to_exchange)
+            for key, pattern, queue, arguments, to_exchange in found
+        )
+
+    def add(self, exchange: str, row: Row) -> None:
+        self._write(
+            "INSERT INTO greenconn.bindings (source, destination, to_exchange, routing_key, pattern, "
+            "arguments) VALUES (%b, %b, %b, %b, %b, %b) ON CONFLICT DO NOTHING",
+            *(exchange, row.queue, row.to_exchange, row.routing_key, row.pattern),
+            _text(row.arguments),
+        )
+
+    def remove(self, exchange: str, row: Row) -> bool:
+        return self._write(
+            "DELETE FROM greenconn.bindings WHERE source = %b AND destination = %b "
+            "AND to_exchange = %b AND routing_key = %b AND arguments = %b",
+            *(exchange, row.queue, row.to_exchange, row.routing_key, _text(row.arguments)),
+        )
+
+    def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
+        sources = self._session.fetch(
+            "SELECT DISTINCT source FROM greenconn.bindings "
+            "WHERE destination = %b AND to_exchange = %b",
+            (destination, is_exchange),
+        )
+        if sources:
+            self._write(
+                "DELETE FROM greenconn.bindings WHERE destination = %b AND to_exchange = %b",
+                *(destination, is_exchange),
+            )
+        return [source for (source,) in sources]
+
+    def _write(self, statement: str, *values: Any) -> bool:
+        """Run a statement; if it changes anything, what others know is old."""
+        changed = self._session.change(statement, values) > 0
+        if changed:
+            self._session.change("UPDATE greenconn.topology SET version = version + 1")
+        return changed
+
+
+class SharedTopology(Topology):
+    """The exchanges and bindings of a schema; each change is one transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._records = Records(session)
+        #: Exchange -> its rows, as of this version.
+        self._rows: dict[str, Sequence[Row] | None] = {}
+        self._version = 0
+
+    def _read(self, function: Callable[..., T], *args: Any) -> T:
+        return self._session.call(function, self._records, *args)
+
+    def _change(self, function: Callable[..., object], *args: Any) -> None:
+        self._session.call(self._changed, function, *args)
+
+    def _changed(self, function: Callable[..., object], *args: Any) -> None:
+        with self._session.transaction():
+            function(self._records, *args)
+
+    def rows(self, name: str) -> Sequence[Row] | None:
+        return self._session.call(self._current, name)
+
+    def _current(self, name: str) -> Sequence[Row] | None:
+        ((version,),) = self._session.fetch("SELECT version FROM greenconn.topology")
+        if version != self._version:
+            self._rows.clear()
+            self._version = version
+        if name not in self._rows:
+            # Read after the version: what changes in between is read again.
+            self._rows[name] = DirectTopology(self._records).rows(name)
+        return self._rows[name]
+
+
+def _text(arguments: Mapping[str, Any] | None) -> str:
+    """Return arguments as text; equal arguments give the same text."""
+    given = arguments or {}
+    return dumps({name: given[name] for name in sorted(given)})
+

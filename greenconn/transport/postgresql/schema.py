@@ -1,0 +1,181 @@
+"""The tables of a schema, and the migrations that make them.
+
+SQL is written for the schema ``greenconn`` everywhere in this package; a session puts the name of its own
+in that place (:meth:`~greenconn.transport.postgresql.connection.Session.fetch`).
+
+``messages.holder`` is the number of the link that has claimed a message; NULL where it waits.  A link has
+one lease, in ``links``, for all that it holds: it is renewed by one statement, however much that is.  A
+message with ``due`` is delayed: when that time has come, a consumer sets it to NULL.  So what can be
+claimed is in one partial index, and nothing else is.
+
+``consumers.armed``: the link found nothing and waits to be notified.  Nothing in that table outlives its
+session, so it needs no write-ahead log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from psycopg import errors
+
+from greenconn.transport.postgresql.connection import CannotUse, quoted
+
+if TYPE_CHECKING:
+    from greenconn.transport.postgresql.connection import Session
+
+#: The migrations, in order: the version of a schema is the number of those that were applied.  Never
+#: change one that was released.
+MIGRATIONS: Final[Sequence[str]] = (
+    """
+CREATE TABLE greenconn.queues (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text COLLATE "C" NOT NULL UNIQUE,
+    declaration text NOT NULL,
+    owner text COLLATE "C",
+    auto_delete boolean NOT NULL,
+    is_bounded boolean NOT NULL,
+    idle_until timestamptz
+);
+CREATE INDEX queues_owner ON greenconn.queues (owner) WHERE owner IS NOT NULL;
+CREATE INDEX queues_idle_until ON greenconn.queues (idle_until) WHERE idle_until IS NOT NULL;
+CREATE TABLE greenconn.messages (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    queue bigint NOT NULL,
+    holder bigint,
+    due timestamptz,
+    expires timestamptz,
+    deliveries integer NOT NULL DEFAULT 0,
+    priority smallint NOT NULL DEFAULT 0,
+    redelivered boolean NOT NULL DEFAULT false,
+    envelope text NOT NULL,
+    body bytea NOT NULL
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_insert_scale_factor = 0.2,
+    autovacuum_analyze_scale_factor = 0.2,
+    autovacuum_vacuum_cost_delay = 0
+);
+CREATE INDEX messages_ready ON greenconn.messages (queue, priority DESC, id)
+    WHERE holder IS NULL AND due IS NULL;
+CREATE INDEX messages_held ON greenconn.messages (holder, queue) WHERE holder IS NOT NULL;
+CREATE INDEX messages_due ON greenconn.messages (due, queue) WHERE due IS NOT NULL;
+CREATE INDEX messages_expires ON greenconn.messages (expires)
+    WHERE expires IS NOT NULL AND holder IS NULL AND due IS NULL;
+CREATE TABLE greenconn.exchanges (
+    name text COLLATE "C" PRIMARY KEY,
+    type text NOT NULL,
+    durable boolean NOT NULL,
+    auto_delete boolean NOT NULL,
+    arguments text NOT NULL
+);
+CREATE TABLE greenconn.bindings (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source text COLLATE "C" NOT NULL,
+    destination text COLLATE "C" NOT NULL,
+    to_exchange boolean NOT NULL,
+    routing_key text COLLATE "C" NOT NULL,
+    pattern text NOT NULL,
+    arguments text COLLATE "C" NOT NULL
+);
+CREATE UNIQUE INDEX bindings_source ON greenconn.bindings
+    (source, destination, to_exchange, routing_key, md5(arguments));
+CREATE INDEX bindings_destination ON greenconn.bindings (destination, to_exchange);
+CREATE TABLE greenconn.topology (version bigint NOT NULL) WITH (fillfactor = 10);
+INSERT INTO greenconn.topology VALUES (1);
+CREATE TABLE greenconn.links (
+    number bigint PRIMARY KEY,
+    owner text COLLATE "C" NOT NULL,
+    lease_until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+CREATE INDEX links_owner ON greenconn.links (owner);
+CREATE UNLOGGED TABLE greenconn.consumers (
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    queue bigint NOT NULL,
+    owner text COLLATE "C" NOT NULL,
+    count integer NOT NULL,
+    exclusive boolean NOT NULL,
+    armed boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (queue, owner)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX consumers_owner ON greenconn.consumers (owner);
+""",
+)
+
+#: The version of a schema that this version of the library uses.
+VERSION: Final = len(MIGRATIONS)
+
+#: The advisory lock under which migrations are applied.
+MIGRATION_LOCK: Final = 0x67634E4E
+
+_VERSIONS: Final = """
+CREATE TABLE greenconn.migrations (
+    version integer PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+def statements(schema: str, version: int = 0) -> list[str]:
+    """Return the SQL that brings a schema from *version* to the present one; 0: there is none yet."""
+    texts: list[str] = []
+    if not version:
+        texts += ["CREATE SCHEMA IF NOT EXISTS greenconn", _VERSIONS.strip()]
+    for number, migration in enumerate(MIGRATIONS, 1):
+        if number > version:
+            texts += [each.strip() for each in migration.split(";") if each.strip()]
+            texts.append(f"INSERT INTO greenconn.migrations (version) VALUES ({number})")
+    name = quoted(schema)
+    return [
+        text.replace("greenconn.", f"{name}.").replace("EXISTS greenconn", f"EXISTS {name}")
+        for text in texts
+    ]
+
+
+def ensure(session: Session) -> None:
+    """See that the schema is there and of this version; make it, or migrate it.  May switch.
+
+    Raises:
+        CannotUse: it is of a later version, or this role may not make it; says what to do.
+    """
+    if _version(session) != VERSION:
+        try:
+            _migrate(session)
+        except errors.InsufficientPrivilege as exc:
+            raise CannotUse(
+                f"{session.where}: schema {session.schema!r} does not have the tables of this version "
+                f"of greenconn, and role {session.user!r} may not create them "
+                f"({exc.diag.message_primary}): connect once as a role that may, or grant it CREATE "
+                f"on the database"
+            ) from exc
+
+
+def _migrate(session: Session) -> None:
+    with session.transaction():
+        # Many processes may start at the same time, and CREATE ... IF NOT EXISTS is no lock.
+        session.fetch("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        for text in statements(session.schema, _version(session)):
+            session.fetch(text)
+
+
+def _version(session: Session) -> int:
+    """Return the version of the schema; 0: there is none."""
+    try:
+        ((table,),) = session.fetch("SELECT to_regclass('greenconn.migrations')::text")
+        if table is None:
+            return 0
+        ((version,),) = session.fetch("SELECT coalesce(max(version), 0) FROM greenconn.migrations")
+    except errors.InsufficientPrivilege as exc:
+        raise CannotUse(
+            f"{session.where}: role {session.user!r} may not use schema {session.schema!r} "
+            f"({exc.diag.message_primary}): grant it USAGE on the schema, and SELECT, INSERT, UPDATE "
+            f"and DELETE on its tables"
+        ) from exc
+    if version > VERSION:
+        raise CannotUse(
+            f"{session.where}: schema {session.schema!r} was created by a later version of greenconn "
+            f"(version {version}, known here up to {VERSION}): upgrade greenconn in this program"
+        )
+    return int(version)

@@ -1,0 +1,156 @@
+"""A PostgreSQL of one's own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.brokers.fetching import run
+from tests.brokers.keeper import Keeper, send, wait_for_end
+from tests.brokers.packages import find_postgresql
+from tests.brokers.server import Server
+
+#: The role of tests that log in by a password, and the database in which only it must.
+LOGIN = "secured"
+#: PostgreSQL refuses to run as root: it runs as the first of these users that there is.
+USERS = ("postgres", "nobody")
+#: Becomes another user, then another program; the process stays the same.
+_RUN_AS = "import os, sys; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[2])); " + (
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
+#: The tests kill processes, not machines: what is in the system's cache is not lost.
+_SETTINGS = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+fsync = off
+full_page_writes = off
+shared_buffers = 32MB
+max_connections = 300
+log_min_messages = fatal
+track_activities = on
+"""
+_ACCESS = f"""
+host all {LOGIN} 127.0.0.1/32 scram-sha-256
+host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
+"""
+
+
+class PostgresServer(Server):
+    """A PostgreSQL that this process owns.
+
+    Arguments:
+        settings: lines of ``postgresql.conf``.
+        source: a server of which this is a standby.
+
+    Raises:
+        NoBroker: the programs are not to be had.
+    """
+
+    name = "postgresql"
+    folder = Path("/")
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        settings: Sequence[str] = (),
+        source: PostgresServer | None = None,
+    ) -> None:
+        self._programs = find_postgresql(keeper.directory)
+        super().__init__(keeper)
+        self._data = self.directory / "data"
+        self._prefix: list[str] = []
+        if os.geteuid() == 0:
+            user = _user()
+            code = [_RUN_AS, str(user.pw_gid), str(user.pw_uid)]
+            self._prefix = [sys.executable, "-I", "-S", "-c", *code]
+            keeper.directory.chmod(0o711)
+            os.chown(self.directory, user.pw_uid, user.pw_gid)
+        if source is None:
+            options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+            self._run("initdb", "-D", str(self._data), *options)
+        else:
+            address = ["-h", "127.0.0.1", "-p", str(source.port), "-U", "postgres"]
+            self._run(
+                "pg_basebackup", *address, "-D", str(self._data), "-R", "--no-sync", "-c", "fast"
+            )
+        with open(self._data / "postgresql.conf", "a") as file:
+            file.write("\n".join([_SETTINGS, *settings, ""]))
+        (self._data / "pg_hba.conf").write_text(_ACCESS)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._prefix, str(self._programs.server.with_name(program)), *arguments]
+        run(command, cwd=self.folder, env=self._programs.libraries())
+
+    @property
+    def url(self) -> str:
+        """The address of the database ``postgres``, as its superuser."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def command(self) -> list[str]:
+        """The program and its arguments."""
+        server = str(self._programs.server)
+        return [*self._prefix, server, "-D", str(self._data), "-p", str(self.port)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        return {"LANG": "C.UTF-8", **self._programs.libraries()}
+
+    def is_ready(self) -> bool:
+        """Whether it takes connections now."""
+        status = self._data / "postmaster.pid"
+        with suppress(OSError):
+            lines = status.read_text().splitlines()
+            return lines[7:8] in (["ready   "], ["standby "]) and lines[0] == str(self._pid)
+        return False
+
+    @property
+    def _pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        """Stop it in order, and do not wait for its clients.  May switch."""
+        if self._process is not None:
+            send(self._pid, signal.SIGINT)
+            wait_for_end(self._process, self.start_timeout)
+        super().stop()
+
+    def kill(self) -> None:
+        """End it and its processes at once (SIGKILL).  May switch."""
+        if self._process is not None:
+            for pid in self._children():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        super().kill()
+        # Else it waits for processes that are gone, whose numbers others may have.
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it and its processes, each of which has a session of its own, a signal."""
+        super().signal(number)
+        for pid in self._children():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _children(self) -> list[int]:
+        """Return its processes, one for each connection among them."""
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self._pid)], capture_output=True, text=True
+        )
+        return [int(each) for each in found.stdout.split()]
+
+
+def _user() -> Any:
+    for name in USERS:
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise AssertionError("no user to run PostgreSQL as")
+
