@@ -282,7 +282,7 @@ class Queues:
     def bury_rivals(self, name: str) -> bool:
         """Remove the consumers of a queue whose links are dead; return whether there were any."""
         found = self._session.fetch(
-            "SELECT owner FROM greenconn.consumers c JOIN greenconn.queues q ON q.id = c.queue "
+            "SELECT c.owner FROM greenconn.consumers c JOIN greenconn.queues q ON q.id = c.queue "
             "WHERE q.name = %b AND c.owner <> %b",
             (name, self._owner),
         )
