@@ -23,9 +23,7 @@ class PostgresServers:
         self._brokers = brokers
         self._servers: list[PostgresServer] = []
 
-    def __call__(
-        self, *settings: str, source: PostgresServer | None = None
-    ) -> PostgresServer:
+    def __call__(self, *settings: str, source: PostgresServer | None = None) -> PostgresServer:
         server = PostgresServer(self._brokers.keeper, settings, source)
         self._servers.append(server)
         server.start()

@@ -153,4 +153,3 @@ def _user() -> Any:
         with suppress(KeyError):
             return pwd.getpwnam(name)
     raise AssertionError("no user to run PostgreSQL as")
-

@@ -3,13 +3,13 @@
 Theory
 ------
 Everything is in one schema: queues, messages, exchanges, bindings, who consumes.  A link has one
-connection to the server, for statements and for notifications: ``LISTEN`` on a channel of its own.  When a
-claim finds less than was wanted, the link *arms* its consumer; whoever stores a message notifies those
-that are armed.  So idle consumers send no statements, and busy ones are not notified.
+connection to the server, for statements and for notifications: ``LISTEN`` on a channel of its own.
+When a claim finds less than was wanted, the link *arms* its consumer; whoever stores a message notifies
+those that are armed.  So idle consumers send no statements, and busy ones are not notified.
 
 What a process publishes, claims or settles in a turn is one statement each.  What comes by time alone
-(delays, leases, expiry) is looked at by a timer of each process, set to the next time that is known, and
-whenever the leases are renewed.
+(delays, leases, expiry) is looked at by a timer of each process, set to the next time that is known,
+and whenever the leases are renewed.
 """
 
 from __future__ import annotations
@@ -30,19 +30,23 @@ from gevent import get_hub
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.exchanges import Topology
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Entry, LeaseExpired, Settlement, SettleRequest, Store
+from greenconn.broker.port import Claimed, Entry, LeaseExpired, SettleRequest, Store
 from greenconn.broker.queues import Declaration
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_type, invalid
 from greenconn.credentials import supplied
-from greenconn.exceptions import ChannelError, ConnectionError, InconsistencyError
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
+    InconsistencyError,
+    RecoverableConnectionError,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import OnDemand
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
-from greenconn.transport.postgresql.connection import NotStored, Session, as_error, parsed
+from greenconn.transport.postgresql.connection import Session, as_error, parsed
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
     QueueRow,
@@ -94,9 +98,9 @@ class Channel(StoreChannel[StoreLink]):
 class Transport(StoreTransport):
     """``postgresql://user:password@host/database``: a schema of a database.
 
-    ``transport_options`` are those of :class:`~greenconn.transport.postgresql.PostgresOptions`, which may
-    also stand behind the question mark of the URL.  What else stands there is libpq's: ``sslmode``,
-    ``target_session_attrs``, ``service`` and others.
+    ``transport_options`` are those of :class:`~greenconn.transport.postgresql.PostgresOptions`, which
+    may also stand behind the question mark of the URL.  What else stands there is libpq's:
+    ``sslmode``, ``target_session_attrs``, ``service`` and others.
     """
 
     Channel = Channel
@@ -362,7 +366,9 @@ class PostgresStore(Store):
             self.session.call(self._look)
         except Exception as exc:
             if self._is_open:
-                self.lost(as_error(exc, self.client.as_uri()) if isinstance(exc, psycopg.Error) else exc)
+                self.lost(
+                    as_error(exc, self.client.as_uri()) if isinstance(exc, psycopg.Error) else exc
+                )
 
     def _look(self) -> None:
         """Do what is due, whoever has left it.  Within a call."""
@@ -380,10 +386,10 @@ class PostgresStore(Store):
                 self.died(dead)
         if self._consumed:
             there = queues.existing(self._consumed)
-            for gone in [each for each in self._consumed if each not in there]:
+            for gone in self._consumed.keys() - there:
                 self.gone(self._forget(gone))
-            for each in messages.ready_of(session, there):
-                self.wake(self._consumed[each])
+            for waiting in messages.ready_of(session, there):
+                self.wake(self._consumed.get(waiting, ""))
         self._schedule(messages.next_due(session))
 
     def _forget(self, number: int) -> str:
@@ -470,17 +476,14 @@ class PostgresStore(Store):
         self._schedule(stored.due_in)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
-        numbers = {
-            self._numbers[name]: most for name, most in wanted.items() if name in self._numbers
-        }
-        if numbers:
-            return self.session.call(self._claim, numbers)
-        if len(wanted) == 1:  # ``basic_get``
-            (name,) = wanted
-            return self.session.call(self._get, name)
-        return ()  # they were deleted meanwhile
+        return self.session.call(self._claim, wanted)
 
-    def _claim(self, wanted: dict[int, int]) -> list[Claimed]:
+    def _claim(self, asked: Mapping[str, int]) -> list[Claimed]:
+        wanted = {
+            self._numbers[name]: most for name, most in asked.items() if name in self._numbers
+        }
+        if not wanted:  # they were deleted meanwhile, or it is ``basic_get``
+            return self._get(*asked) if len(asked) == 1 else []
         self._arm(wanted.keys() & self._dry)
         claimed = self._take(wanted)
         # Once more, behind their arming: what is stored from then on notifies.
@@ -518,11 +521,11 @@ class PostgresStore(Store):
                 del asked[each]
         if not asked:
             return []
+        numbers = {self._consumed[number]: number for number in asked}
         claimed = messages.claim(self.session, asked, self._register(), self._queues)
-        for each in claimed:
-            number = self._numbers.get(each.queue)
-            if number in wanted and each.dead is None:
-                wanted[number] -= 1
+        for message in claimed:
+            if message.dead is None:
+                wanted[numbers[message.queue]] -= 1
         return claimed
 
     def _get(self, name: str) -> list[Claimed]:
@@ -552,9 +555,7 @@ class PostgresStore(Store):
         return self.session.call(self._settle, requests)
 
     def _settle(self, requests: Sequence[SettleRequest]) -> int:
-        settled = messages.settle(
-            self.session, self._queues, requests, self._register, self.lease
-        )
+        settled = messages.settle(self.session, self._queues, requests, self._register, self.lease)
         for queue, error in settled.refused:
             self.log_refusal(queue, error)
         self._after(settled)
@@ -578,5 +579,3 @@ class PostgresStore(Store):
         lost = messages.lost(session, handles) if handles else []
         self._maintenance.start()
         return lost
-
-

@@ -4,8 +4,8 @@ psycopg does the work of a statement in a generator that asks for what it waits 
 waits with ``select``; this one with watchers of the hub.  It belongs to one link, and one greenlet at a
 time uses it.  While none does, it is watched for notifications, and for its end.
 
-A greenlet that is killed within a statement leaves it half done: then the connection is closed, and never
-used again.  The server undoes what was not committed.
+A greenlet that is killed within a statement leaves it half done: then the connection is closed, and
+never used again.  The server undoes what was not committed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ _ERRORS: Final[Mapping[str, tuple[type[Any], str]]] = {
     "57": (LinkLost, ""),
     "57014": (NotStored, "look for long transactions in pg_stat_activity, or raise reply_timeout"),
     "58": (LinkLost, "look into the server's log"),
-    "25006": (LinkLost, "it is a standby or read-only; name the primary, or all servers, in the URL"),
+    "25006": (
+        LinkLost,
+        "it is a standby or read-only; name the primary, or all servers, in the URL",
+    ),
     "XX": (LinkLost, "look into the server's log"),
 }
 
@@ -105,6 +108,7 @@ _LOGIN_TEXTS: Final = (
     "no pg_hba.conf entry",
     "authentication failed",
     "is not permitted to log in",
+    "FATAL: role ",
 )
 
 
@@ -114,8 +118,9 @@ def as_error(exc: psycopg.Error, where: str) -> Exception:
     Arguments:
         where: the server's URL, password masked.
     """
-    if isinstance(exc, _Both):
-        return exc
+    ours: Exception = exc
+    if isinstance(exc, AMQPError):
+        return ours
     code = exc.sqlstate or ""
     said = mask_secrets(" ".join(str(exc).split()))
     kind, remedy = _ERRORS.get(code) or _ERRORS.get(code[:2]) or (None, "")
@@ -123,7 +128,7 @@ def as_error(exc: psycopg.Error, where: str) -> Exception:
         kind, remedy = LinkLost, ""
         if any(each in said for each in _LOGIN_TEXTS):
             kind, remedy = _ERRORS["28"]
-        elif "does not exist" in said and "database" in said:
+        elif "FATAL: database " in said:
             kind, remedy = _ERRORS["3D"]
         elif "session is read-only" in said or "hot standby" in said or "not in hot" in said:
             kind, remedy = _ERRORS["25006"]
@@ -215,7 +220,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         elif reader is not None:
             _inherited.append(self)  # closing it would end the session of the parent
 
-    def __del__(self) -> None:
+    def __del__(self) -> None:  # type: ignore[override]
         # A program may drop a connection without closing it: this does, in whichever thread.
         if hasattr(self, "pgconn") and not self.closed and self not in _inherited:
             with suppress(Exception):
@@ -325,9 +330,7 @@ def _wait_once(descriptor: int, events: int, deadline: Deadline) -> None:
     try:
         slot.wait(deadline)
     except TimeoutError:
-        raise TimeoutError(
-            f"connecting took longer than {deadline.timeout or 0.0:g} s"
-        ) from None
+        raise TimeoutError(f"connecting took longer than {deadline.timeout or 0.0:g} s") from None
     finally:
         watcher.close()
 
@@ -416,6 +419,11 @@ class Session:
             connection.on_idle = None
             connection.drop()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether statements can be run."""
+        return self._connection is not None and not self._connection.closed
+
     # -- statements
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -472,8 +480,7 @@ class Session:
             self.fetch("COMMIT")
             self._has_committed = True
         except BaseException:
-            connection = self._connection
-            if connection is not None and not connection.closed:
+            if self.is_open:
                 with suppress(psycopg.Error):
                     self.fetch("ROLLBACK")
             raise
@@ -489,7 +496,7 @@ class Session:
         if connection is None or self._is_dropped:
             raise LinkLost(f"{self.where}: the connection is closed")
         cursor = connection.cursor(binary=True)
-        cursor.execute(text, values or None, prepare=bool(values))  # type: ignore[arg-type]
+        cursor.execute(text, values or None, prepare=bool(values))
         if not self._is_in_transaction:
             self._has_committed = True
         return cursor
@@ -528,10 +535,14 @@ def parsed(uri: str) -> dict[str, Any]:
     Raises:
         ValueError: it is malformed; says how, with the password masked.
     """
-    problem = ""
     try:
-        return dict(conninfo_to_dict(uri))
+        conninfo = dict(conninfo_to_dict(uri))
     except psycopg.Error as exc:
         problem = mask_secrets(" ".join(str(exc).split()))
+    else:
+        ports = str(conninfo.get("port") or "5432").split(",")
+        if all(not port or port.isdecimal() for port in ports):
+            return conninfo
+        problem = "the port must be a number"
     # Not with that error as its context, which may have the password.
     raise ValueError(f"{mask_secrets(uri)!r}: {problem}")

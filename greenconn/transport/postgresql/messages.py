@@ -106,9 +106,7 @@ def put(
         for column, value in zip(columns, row, strict=True):
             column.append(value)
         if delay or lifetime is not None:
-            due_in = earliest(
-                due_in, delay or None, None if lifetime is None else delay + lifetime
-            )
+            due_in = earliest(due_in, delay or None, None if lifetime is None else delay + lifetime)
     found = session.fetch(_PUT, (list(dict.fromkeys(columns[0])), *columns))
     known = {name: number for name, number, _ in found}
     bounded = {name for name, _, is_bounded in found if is_bounded}
@@ -120,7 +118,9 @@ def put(
     holder = register() if bounded else 0
     for name in sorted(bounded):
         places = [place for place, entry in enumerate(entries) if entry.queue == name]
-        limited = _put_bounded(session, queues, known[name], [entries[each] for each in places], holder)
+        limited = _put_bounded(
+            session, queues, known[name], [entries[each] for each in places], holder
+        )
         for place, outcome in zip(places, limited.outcomes, strict=True):
             outcomes[place] = outcome
         dead += limited.dead

@@ -1,13 +1,14 @@
 """The queues, exchanges, bindings, consumers and links of a schema: functions that run statements.
 
-A link that consumes, has exclusive queues or holds messages is registered in ``links``, with a lease that
-it renews.  Its session holds an advisory lock by the same number.  The lock ends with the session: so
-others see at once that a link is dead, and remove its consumers and exclusive queues.  What it held stays
-until the end of the lease, since the program may live, and go on with it over its next connection.
+A link that consumes, has exclusive queues or holds messages is registered in ``links``, with a lease
+that it renews.  Its session holds an advisory lock by the same number.  The lock ends with the session,
+so that others see at once that a link is dead, and remove its consumers and exclusive queues.  What it
+held stays until the end of the lease, since the program may live, and go on with it over its next
+connection.
 
 No wake-up is missing: a link arms its consumers, and looks for messages once more after that has been
-committed.  Whoever stores messages looks for armed consumers after *that* has been committed.  One of the
-two sees the other.
+committed.  Whoever stores messages looks for armed consumers after *that* has been committed.  One of
+the two sees the other.
 """
 
 from __future__ import annotations
@@ -505,4 +506,3 @@ def _text(arguments: Mapping[str, Any] | None) -> str:
     """Return arguments as text; equal arguments give the same text."""
     given = arguments or {}
     return dumps({name: given[name] for name in sorted(given)})
-

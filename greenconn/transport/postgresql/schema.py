@@ -1,12 +1,12 @@
 """The tables of a schema, and the migrations that make them.
 
-SQL is written for the schema ``greenconn`` everywhere in this package; a session puts the name of its own
-in that place (:meth:`~greenconn.transport.postgresql.connection.Session.fetch`).
+SQL is written for the schema ``greenconn`` everywhere in this package; a session puts the name of its
+own in that place (:meth:`~greenconn.transport.postgresql.connection.Session.fetch`).
 
-``messages.holder`` is the number of the link that has claimed a message; NULL where it waits.  A link has
-one lease, in ``links``, for all that it holds: it is renewed by one statement, however much that is.  A
-message with ``due`` is delayed: when that time has come, a consumer sets it to NULL.  So what can be
-claimed is in one partial index, and nothing else is.
+``messages.holder`` is the number of the link that has claimed a message; NULL where it waits.  A link
+has one lease, in ``links``, for all that it holds: it is renewed by one statement, however much that
+is.  A message with ``due`` is delayed: when that time has come, a consumer sets it to NULL.  So what can
+be claimed is in one partial index, and nothing else is.
 
 ``consumers.armed``: the link found nothing and waits to be notified.  Nothing in that table outlives its
 session, so it needs no write-ahead log.
@@ -153,11 +153,16 @@ def ensure(session: Session) -> None:
 
 
 def _migrate(session: Session) -> None:
-    with session.transaction():
-        # Many processes may start at the same time, and CREATE ... IF NOT EXISTS is no lock.
-        session.fetch("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
-        for text in statements(session.schema, _version(session)):
-            session.fetch(text)
+    # Many processes may start at the same time, and CREATE ... IF NOT EXISTS is no lock.  Before the
+    # transaction: within it the server would not look anew for what others have made.
+    session.fetch("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+    try:
+        with session.transaction():
+            for text in statements(session.schema, _version(session)):
+                session.fetch(text)
+    finally:
+        if session.is_open:
+            session.fetch("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
 
 
 def _version(session: Session) -> int:

@@ -1,0 +1,295 @@
+"""What only PostgreSQL has: its connections, notifications, schema, roles and standbys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import psycopg
+import pytest
+
+import greenconn
+from greenconn import Connection, Queue
+from greenconn.exceptions import (
+    AccessRefused,
+    NotAllowed,
+    RecoverableConnectionError,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.transport.postgresql import schema
+from greenconn.transport.postgresql.connection import LinkLost, Session, parsed
+from tests.brokers.postgresql import LOGIN
+from tests.fix_postgresql import Database, PostgresFactory
+from tests.fix_wires import until
+
+SOON = 30.0
+
+
+@pytest.fixture
+def session(postgresql_server: str) -> Iterator[Session]:
+    """A session without a link."""
+    session = Session(parsed(postgresql_server), "here", "none", _ignore, _ignore)
+    session.open(Deadline(SOON), SOON)
+    yield session
+    session.drop()
+
+
+def _ignore(*args: Any) -> None:
+    pass
+
+
+def backends(database: Database, name: str) -> list[int]:
+    """Return the processes of the server for connections of that name."""
+    found = database.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = %s ORDER BY pid", (name,)
+    )
+    return [pid for (pid,) in found.fetchall()]  # type: ignore[misc]
+
+
+def named(url: str, name: str) -> str:
+    """Return an address whose connections have a name on the server."""
+    return f"{url}&application_name={name}"
+
+
+# -- waiting
+
+
+def test_hub_turns_while_a_statement_runs(session: Session, postgresql: Database) -> None:
+    postgresql.execute("SELECT pg_advisory_lock(4711)")
+    waiting = gevent.spawn(session.call, session.fetch, "SELECT pg_advisory_lock(4711)")
+    wait = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    until(lambda: postgresql.execute(wait).fetchone() != (0,), SOON)
+    # Only a greenlet that runs meanwhile can release it.
+    postgresql.execute("SELECT pg_advisory_unlock(4711)")
+    assert waiting.get(timeout=SOON)
+
+
+def test_who_is_killed_within_a_statement_ends_the_connection(
+    session: Session, postgresql: Database
+) -> None:
+    postgresql.execute("SELECT pg_advisory_lock(4712)")
+    ((pid,),) = session.call(session.fetch, "SELECT pg_backend_pid()")
+    waiting = gevent.spawn(session.call, session.fetch, "SELECT pg_advisory_lock(4712)")
+    behind = gevent.spawn(session.call, session.fetch, "SELECT 1")
+    wait = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    until(lambda: postgresql.execute(wait).fetchone() != (0,), SOON)
+    waiting.kill()
+    with pytest.raises(LinkLost):
+        behind.get(timeout=SOON)
+    assert not session.is_open
+    postgresql.execute("SELECT pg_advisory_unlock(4712)")
+    gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    until(lambda: postgresql.execute(gone, (pid,)).fetchone() == (0,), SOON)
+
+
+def test_idle_consumer_sends_nothing_until_it_is_notified(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    last = "SELECT state, query_start FROM pg_stat_activity WHERE application_name = %s"
+    idle_name, busy_name = f"{unique}-idle", f"{unique}-busy"
+    got: list[Any] = []
+    with (
+        Connection(named(postgresql_url, idle_name)) as idle,
+        Connection(named(postgresql_url, busy_name)) as busy,
+    ):
+        consumer = greenconn.spawn_consumer(
+            "idle", lambda body, message: got.append(body), connection=idle
+        )
+        assert consumer.wait_ready(SOON)
+        armed = f'SELECT bool_and(armed) FROM "{unique}".consumers'
+        until(lambda: postgresql.execute(armed).fetchone() == (True,), SOON)
+        until(lambda: _first(postgresql, last, idle_name)[0] == "idle", SOON)
+        before = _first(postgresql, last, idle_name)
+        for number in range(20):
+            greenconn.publish("busy", number, connection=busy, declare=True)
+        for _ in range(20):
+            message = Queue("busy")(busy).get()
+            assert message is not None
+            message.ack()
+        assert _first(postgresql, last, idle_name) == before
+        greenconn.publish("idle", "now", connection=busy)
+        until(lambda: got == ["now"], SOON)
+        assert consumer.stop(SOON)
+
+
+def _first(database: Database, statement: Any, *values: Any) -> Any:
+    return database.execute(statement, values).fetchone()
+
+
+def test_many_publish_in_one_statement(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    with Connection(postgresql_url) as connection:
+        greenconn.publish("many", 0, connection=connection, declare=True)
+        senders = [
+            gevent.spawn(greenconn.publish, "many", number, connection=connection)
+            for number in range(1, 200)
+        ]
+        gevent.joinall(senders, raise_error=True, timeout=SOON)
+    # What one statement has stored has one transaction.
+    found = postgresql.execute(
+        f'SELECT count(*), count(DISTINCT xmin::text) FROM "{unique}".messages'
+    ).fetchone()
+    assert found is not None
+    count, transactions = found
+    assert count == 200
+    assert isinstance(transactions, int)
+    assert transactions <= 5
+
+
+# -- lost connections
+
+
+def test_terminated_connections_come_back(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    got: set[int] = set()
+    with (
+        Connection(named(postgresql_url, unique)) as consuming,
+        Connection(named(postgresql_url, unique)) as publishing,
+    ):
+        consumer = greenconn.spawn_consumer(
+            "work", lambda body, message: got.add(body), connection=consuming
+        )
+        assert consumer.wait_ready(SOON)
+        for number in range(10):
+            greenconn.publish("work", number, connection=publishing, timeout=SOON)
+            for pid in backends(postgresql, unique):
+                postgresql.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        until(lambda: got == set(range(10)), SOON)
+        assert consumer.stop(SOON)
+
+
+def test_claims_without_a_reply_come_back_at_once(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    with Connection(postgresql_url, transport_options={"lease": 3600.0}) as connection:
+        channel = connection.default_channel
+        channel.queue_declare(unique)
+        channel.basic_publish_confirm(channel.prepare_message("x"), "", unique)
+        link: Any = connection.session.link()
+        store = link.store
+        ((number,),) = store.session.call(
+            store.session.fetch,
+            "UPDATE greenconn.messages SET holder = %b, deliveries = 1 RETURNING holder",
+            (store.session.call(store._register),),
+        )
+        assert store.unconfirmed_claims() == [("", (0, number))]
+        store.lost(LinkLost("cut"))
+        until(lambda: Queue(unique)(connection).get() is not None, SOON)
+
+
+# -- the schema
+
+
+def test_many_start_on_an_empty_database(postgresql_url: str, unique: str) -> None:
+    connections = [Connection(postgresql_url) for _ in range(8)]
+    opening = [gevent.spawn(each.connect) for each in connections]
+    gevent.joinall(opening, raise_error=True, timeout=SOON)
+    for each in connections:
+        each.close()
+
+
+def test_later_schema_is_refused(postgresql_url: str, postgresql: Database, unique: str) -> None:
+    with Connection(postgresql_url) as connection:
+        connection.connect()
+    postgresql.execute(f'INSERT INTO "{unique}".migrations (version) VALUES (1000)')
+    with (
+        Connection(postgresql_url) as connection,
+        pytest.raises(NotAllowed, match="later version of greenconn"),
+    ):
+        connection.connect()
+
+
+@pytest.fixture
+def role(postgresql: Database, unique: str) -> Iterator[str]:
+    """A role that has no rights."""
+    postgresql.execute(f'CREATE ROLE "{unique}" LOGIN')
+    yield unique
+    postgresql.execute(f'DROP OWNED BY "{unique}"')
+    postgresql.execute(f'DROP ROLE "{unique}"')
+
+
+def test_role_without_rights(
+    postgresql_url: str, postgresql: Database, role: str, unique: str
+) -> None:
+    url = postgresql_url.replace("postgres@", f"{role}@")
+    with Connection(url) as connection, pytest.raises(NotAllowed, match="grant it CREATE"):
+        connection.connect()
+    with Connection(postgresql_url) as connection:
+        connection.connect()
+    with Connection(url) as connection, pytest.raises(NotAllowed, match="grant it USAGE"):
+        connection.connect()
+    postgresql.execute(f'GRANT USAGE ON SCHEMA "{unique}" TO "{role}"')
+    rights = "SELECT, INSERT, UPDATE, DELETE"
+    postgresql.execute(f'GRANT {rights} ON ALL TABLES IN SCHEMA "{unique}" TO "{role}"')
+    with Connection(url) as connection:
+        greenconn.publish("q", "x", connection=connection, declare=True)
+        message = Queue("q")(connection).get()
+        assert message is not None
+        message.ack()
+
+
+def test_statements_make_the_schema(
+    postgresql_url: str, postgresql: Database, role: str, unique: str
+) -> None:
+    for statement in schema.statements(unique):
+        postgresql.execute(statement)
+    with Connection(postgresql_url) as connection:
+        connection.connect()
+
+
+# -- logins
+
+
+def test_wrong_password(postgresql_url: str, postgresql: Database) -> None:
+    found = postgresql.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (LOGIN,)).fetchone()
+    if found is None:
+        postgresql.execute(f"CREATE ROLE {LOGIN} LOGIN SUPERUSER PASSWORD 'right-one'")
+    url = postgresql_url.replace("postgres@", f"{LOGIN}:PASSWORD@")
+    with Connection(url.replace("PASSWORD", "right-one")) as connection:
+        connection.connect()
+    with (
+        Connection(url.replace("PASSWORD", "wr0ng-0ne")) as connection,
+        pytest.raises(AccessRefused, match="password authentication failed") as caught,
+    ):
+        connection.connect()
+    assert "wr0ng-0ne" not in str(caught.value)
+    assert "wr0ng-0ne" not in repr(connection)
+
+
+def test_unknown_database(postgresql_server: str) -> None:
+    url = postgresql_server.rpartition("/")[0] + "/there-is-none"
+    with Connection(url) as connection, pytest.raises(NotAllowed, match="create the database"):
+        connection.connect()
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://host/db?nonsense=1", "postgresql://u:s3cret@host:port/db"]
+)
+def test_malformed_url(url: str) -> None:
+    with pytest.raises(ValueError, match="postgresql://") as caught, Connection(url) as connection:
+        connection.connect()
+    assert "s3cret" not in str(caught.value)
+
+
+# -- standbys
+
+
+def test_standby_is_passed_over(postgresql_with: PostgresFactory, unique: str) -> None:
+    primary = postgresql_with()
+    standby = postgresql_with(source=primary)
+    with (
+        Connection(standby.url) as connection,
+        pytest.raises(RecoverableConnectionError, match="standby or read-only"),
+    ):
+        connection.connect()
+    hosts = ",".join(urlsplit(each.url).netloc.rpartition("@")[2] for each in (standby, primary))
+    with Connection(f"postgresql://postgres@{hosts}/postgres") as connection:
+        greenconn.publish(unique, "x", connection=connection, declare=True)
+        assert Queue(unique)(connection).get() is not None
+    with psycopg.connect(primary.url) as database:
+        count = database.execute("SELECT count(*) FROM greenconn.messages").fetchone()
+    assert count == (1,)
