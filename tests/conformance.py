@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from greenconn import abc
-    from greenconn.transport import SQS, beanstalk, couchdb, memory, mongodb, redis, sqlite, virtual
+    from greenconn.transport import (
+        SQS,
+        beanstalk,
+        couchdb,
+        memory,
+        mongodb,
+        postgresql,
+        redis,
+        sqlite,
+        virtual,
+    )
     from greenconn.transport.amqp.channel import Channel as AmqpChannel
     from greenconn.transport.hooks.hosted import HostedChannel
 
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
         channel_of_redis: redis.Channel,
         channel_of_sqlite: sqlite.Channel,
         channel_of_mongodb: mongodb.Channel,
+        channel_of_postgresql: postgresql.Channel,
         channel_of_couchdb: couchdb.Channel,
         channel_of_sqs: SQS.Channel,
         channel_of_beanstalk: beanstalk.Channel,
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
             channel_of_redis,
             channel_of_sqlite,
             channel_of_mongodb,
+            channel_of_postgresql,
             channel_of_couchdb,
             channel_of_sqs,
             channel_of_beanstalk,

@@ -19,6 +19,7 @@ from greenconn.importing import needed
 needed("psycopg", "psycopg", "postgres")
 
 # ruff: noqa: E402 - these import psycopg
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final
@@ -46,7 +47,7 @@ from greenconn.green.hub import weakly
 from greenconn.green.supervisor import OnDemand
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
-from greenconn.transport.postgresql.connection import Session, as_error, parsed
+from greenconn.transport.postgresql.connection import NotStored, Session, as_error, parsed
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
     QueueRow,
@@ -61,6 +62,8 @@ from greenconn.transport.postgresql.queues import (
 from greenconn.url import mask_secrets
 
 __all__ = ["Channel", "PostgresOptions", "Transport"]
+
+logger = logging.getLogger("greenconn.transport.postgresql")
 
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
@@ -328,6 +331,9 @@ class PostgresStore(Store):
 
     def _notified(self, channel: str, payload: str) -> None:
         for word in payload.split():
+            if word.startswith("@"):
+                self._schedule(float(word[1:]))
+                continue
             number = int(word) if word.isdigit() else 0
             self._armed.discard(number)
             name = self._consumed.get(number)
@@ -364,6 +370,8 @@ class PostgresStore(Store):
     def _maintain(self) -> None:
         try:
             self.session.call(self._look)
+        except NotStored as exc:
+            logger.error("%s", exc, extra={"connection": self.client.as_uri()})
         except Exception as exc:
             if self._is_open:
                 self.lost(
@@ -470,7 +478,7 @@ class PostgresStore(Store):
         return stored.outcomes
 
     def _after(self, stored: messages.PutResult) -> None:
-        announce(self.session, stored.numbers, self.owner)
+        announce(self.session, stored.numbers, self.owner, stored.due_in)
         if stored.dead:
             self.died(stored.dead)
         self._schedule(stored.due_in)

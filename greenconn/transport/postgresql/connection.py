@@ -388,6 +388,8 @@ class Session:
         self._texts: dict[str, str] = {}
         self._lock = BoundedSemaphore()
         self._connection: Connection | None = None
+        #: That of all statements: the rows of one are fetched before the next one.
+        self._cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
         self._is_dropped = False
         self._is_in_transaction = False
         #: Whether the call that runs has changed something that cannot be undone.
@@ -404,6 +406,7 @@ class Session:
             connection.drop()
             raise LinkLost(f"{self.where}: the connection was closed")
         self._connection = connection
+        self._cursor = connection.cursor(binary=True)
         connection.add_notify_handler(self._notified)
         connection.on_idle = weakly(self._on_idle)
         limit_ms = int((statement_timeout or 0.0) * 1000)
@@ -492,10 +495,9 @@ class Session:
         if text is None:
             text = statement.replace("greenconn.", self._prefix)
             self._texts[statement] = text
-        connection = self._connection
-        if connection is None or self._is_dropped:
+        cursor = self._cursor
+        if cursor is None or self._is_dropped:
             raise LinkLost(f"{self.where}: the connection is closed")
-        cursor = connection.cursor(binary=True)
         cursor.execute(text, values or None, prepare=bool(values))
         if not self._is_in_transaction:
             self._has_committed = True
@@ -539,6 +541,8 @@ def parsed(uri: str) -> dict[str, Any]:
         conninfo = dict(conninfo_to_dict(uri))
     except psycopg.Error as exc:
         problem = mask_secrets(" ".join(str(exc).split()))
+    except UnicodeDecodeError:
+        problem = "the percent-encoding must be UTF-8"
     else:
         ports = str(conninfo.get("port") or "5432").split(",")
         if all(not port or port.isdecimal() for port in ports):

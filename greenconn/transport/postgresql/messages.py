@@ -80,6 +80,13 @@ WITH target AS MATERIALIZED (
 )
 SELECT name, id, is_bounded FROM target
 """
+#: The same for one message; returns nothing where it is not stored.
+_PUT_ALONE: Final = """
+INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
+SELECT id, %b, now() + %b::float8 * interval '1 s', now() + %b::float8 * interval '1 s', %b, %b
+FROM greenconn.queues WHERE name = %b AND NOT is_bounded
+RETURNING queue
+"""
 _PUT_ONE: Final = """
 INSERT INTO greenconn.messages (queue, holder, priority, due, expires, envelope, body)
 VALUES (%b, %b, %b, now() + %b::float8 * interval '1 s', now() + %b::float8 * interval '1 s', %b, %b)
@@ -95,9 +102,25 @@ def put(
     Arguments:
         register: returns the number of the link, which holds what full queues give up.
     """
+    if len(entries) == 1:
+        (entry,) = entries
+        lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
+        text, body = _written(entry.envelope), entry.envelope["body"]
+        values = (entry.priority, entry.delay or None, lifetime, text, body, entry.queue)
+        stored = session.fetch(_PUT_ALONE, values)
+        if stored:
+            due_in = earliest(entry.delay or None, lifetime)
+            return PutResult([None], {stored[0][0]}, [], due_in)
+    return _put_all(session, queues, entries, register)
+
+
+def _put_all(
+    session: Session, queues: Queues, entries: Sequence[Entry], register: Callable[[], int]
+) -> PutResult:
+    """Store many messages."""
     texts: dict[int, str] = {}  # by identity: one envelope may go into many queues
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
-    due_in: float | None = None
+    due_in = None
     for queue, envelope, priority, delay, lifetime in entries:
         text = texts.get(id(envelope))
         if text is None:
@@ -207,6 +230,13 @@ WHERE id = ANY (ARRAY (SELECT id FROM picked))
 RETURNING id, queue, priority, deliveries - 1, redelivered,
     expires IS NOT NULL AND expires <= now(), envelope, body
 """
+#: The same, which does not wait for the disk: a claim that the death of the server undoes is one whose
+#: link is lost, too.
+_CLAIM_SOON: Final = _CLAIM.replace(
+    "(ARRAY (SELECT id FROM picked))",
+    "(ARRAY (SELECT id FROM picked)) "
+    "AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
+)
 _TAKE_DEAD: Final = """
 WITH picked AS MATERIALIZED (
     SELECT id FROM greenconn.messages
@@ -232,8 +262,10 @@ def claim(
         wanted: number of a queue -> how many.
         dead: why they are given up, if they are.
     """
+    # What is given up becomes so within the transaction of a publish, which waits.
+    statement = _CLAIM_SOON if dead is None else _CLAIM
     values = (list(wanted), list(wanted.values()), holder)
-    return _claimed(session.fetch(_CLAIM, values), holder, queues, dead)
+    return _claimed(session.fetch(statement, values), holder, queues, dead)
 
 
 def take_dead(session: Session, holder: int, queues: Queues) -> list[Claimed]:

@@ -42,12 +42,24 @@ WITH waiting AS MATERIALIZED (
 )
 SELECT pg_notify('greenconn_' || owner, string_agg(queue::text, ' ')) FROM woken GROUP BY owner
 """
+_ANNOUNCE_DUE: Final = """
+SELECT pg_notify('greenconn_' || owner, %b) FROM greenconn.consumers
+WHERE queue = ANY (%b::int8[]) AND owner <> %b
+"""
 
 
-def announce(session: Session, numbers: Collection[int], owner: str) -> None:
-    """Notify the links that wait for messages of some queues.  After they were committed only."""
+def announce(
+    session: Session, numbers: Collection[int], owner: str, due_in: float | None = None
+) -> None:
+    """Notify the links that wait for messages of some queues.  After they were committed only.
+
+    Arguments:
+        due_in: seconds until one of them may be delivered, or dies: all that consume are told.
+    """
     if numbers:
         session.fetch(_ANNOUNCE, (list(numbers), owner))
+        if due_in is not None:
+            session.fetch(_ANNOUNCE_DUE, (f"@{due_in}", list(numbers), owner))
 
 
 def notify(session: Session, owners: Iterable[str], payload: str = "0") -> None:

@@ -19,6 +19,7 @@ PACKAGES = ("botocore", "boto3", "pymongo", "bson", "kombu")
 #: Alias -> its URL, the packages that it stands on, and the extra that brings them.
 WITH_EXTRA = {
     "sqs": ("sqs://key:secret@127.0.0.1:9/", ("botocore",), "sqs"),
+    "postgresql": ("postgresql://127.0.0.1:9/", ("psycopg",), "postgres"),
     "mongodb": ("mongodb://127.0.0.1:9/", ("pymongo",), "mongodb"),
 }
 
