@@ -320,6 +320,7 @@ def publish(
     *,
     connection: Connection | str | None = None,
     timeout: Seconds | None = 30.0,
+    transaction: Any = None,
     **options: Unpack[PublishArguments],
 ) -> None:
     """Publish a message and return when the broker has confirmed it.  May switch.
@@ -339,6 +340,10 @@ def publish(
         timeout: maximum seconds for connecting, declaring, sending and the confirm together.  None waits
             until the broker is available; from then on the ``confirm_timeout``, ``blocked_timeout`` and
             ``reply_timeout`` of the connection apply (30 s each by default).
+        transaction: with a broker in PostgreSQL, an open transaction of the same database: a connection
+            of psycopg, a ``Session`` or ``Connection`` of SQLAlchemy, or the alias of a database of
+            Django.  The message is a row of it: rolled back, there never was a message; committed,
+            consumers get it.  The call returns when the row is written.
         options: further options.
 
             ``declare``: whether to declare a queue that is given by name and does not exist, as a
@@ -393,7 +398,11 @@ def publish(
     """
     deadline = Deadline(timeout)
     message = PublishOptions.of(target, options).message(body)
-    publisher_of(publishing_connection(connection)).publish(message, deadline)
+    publisher = publisher_of(publishing_connection(connection))
+    if transaction is None:
+        publisher.publish(message, deadline)
+    else:
+        publisher.publish_in(transaction, [message], deadline)
 
 
 def publish_many(
@@ -402,6 +411,7 @@ def publish_many(
     *,
     connection: Connection | str | None = None,
     timeout: Seconds | None = 30.0,
+    transaction: Any = None,
     **options: Unpack[PublishArguments],
 ) -> int:
     """Publish many messages in order and return when the broker has confirmed all of them.  May switch.
@@ -415,6 +425,7 @@ def publish_many(
         connection: as for :func:`publish`.
         timeout: maximum seconds for all messages together.  None waits without limit, as for
             :func:`publish`.
+        transaction: as for :func:`publish`.  An error is raised as by :func:`publish`.
         options: options for all messages, as for :func:`publish`.
 
     Returns:
@@ -430,6 +441,8 @@ def publish_many(
     deadline = Deadline(timeout)
     common = PublishOptions(target, options)
     publisher = publishing_connection(connection)
+    if transaction is not None:
+        return _publish_many_in(transaction, publisher_of(publisher), common, bodies, deadline)
     batch = PublishBatch(publisher_of(publisher), publisher.session, common, deadline)
     batch.publish(bodies)
     failed = batch.failed
@@ -443,6 +456,28 @@ def publish_many(
             taken=batch.taken,
         ) from failed[first]
     return batch.taken
+
+
+def _publish_many_in(
+    transaction: object,
+    publisher: Publisher,
+    options: PublishOptions,
+    bodies: Iterable[Any],
+    deadline: Deadline,
+) -> int:
+    count = size = 0
+    window: list[OutgoingMessage] = []
+    for body in bodies:
+        message = options.message(body)
+        window.append(message)
+        count += 1
+        size += len(message.body)
+        if len(window) >= WINDOW or size >= WINDOW_BYTES:
+            publisher.publish_in(transaction, window, deadline)
+            window, size = [], 0
+    if window:
+        publisher.publish_in(transaction, window, deadline)
+    return count
 
 
 def publish_prepared(

@@ -15,7 +15,7 @@ cannot know whose fault it was.  They are sent again one at a time on a channel 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from time import monotonic
@@ -577,6 +577,60 @@ class Publisher:
         except self.lasting_errors as exc:
             # Its text says all; our frames would make a page of each error while a broker is away.
             raise self.timed_out(message, deadline, exc) from exc.with_traceback(None)
+
+    def publish_in(
+        self, transaction: object, messages: Sequence[OutgoingMessage], deadline: Deadline
+    ) -> None:
+        """Publish messages when *transaction* is committed.  May switch.
+
+        The broker's own connection says where they go.  A loss of that is waited for; the statement of
+        the transaction is sent once.
+
+        Raises:
+            OperationalError: see :func:`greenconn.publish`.
+            Exception: what a statement of the transaction raises.
+        """
+        for message in messages:
+            if (observers := LISTENERS.publishing) is not None:
+                message.observe(observers, self.label)
+        error: BaseException | None = None
+        try:
+            self._publish_in(transaction, messages, deadline)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            for message in messages:
+                if message.observation is not None:
+                    message.observation.end(error)
+
+    def _publish_in(
+        self, transaction: object, messages: Sequence[OutgoingMessage], deadline: Deadline
+    ) -> None:
+        def begin() -> tuple[Any, list[Any]]:
+            self.ensure_target(messages[0].options, deadline)
+            within = getattr(self.shared_channel(deadline), "within", None)
+            if within is None:
+                raise ValueError(
+                    f"transaction= needs a broker in the database of the transaction (postgresql://), "
+                    f"got {self.label}: publish after the commit, or by greenconn.contrib.outbox"
+                )
+            channel = within(transaction)
+            return channel, [message.begin(channel, deadline) for message in messages]
+
+        try:
+            channel, outcomes = self.retry(begin, deadline)
+        except NEVER_REPEATED:
+            raise
+        except self.lasting_errors as exc:
+            for message in messages:
+                message.maybe_delivered = False  # nothing is stored yet
+            raise self.timed_out(messages[0], deadline, exc) from exc.with_traceback(None)
+        except self._session.broker.channel_errors as exc:
+            raise PublishRefused(f"cannot publish to {messages[0].options}: {exc}") from exc
+        channel.store()
+        for outcome in outcomes:
+            outcome.wait(deadline)
 
     def retry(self, function: Callable[[], T], deadline: Deadline) -> T:
         """Return what *function* returns, called again after each loss of the connection.  May switch.

@@ -71,6 +71,9 @@ if TYPE_CHECKING:
     class _PublishArguments(PublishArguments, total=False):
         timeout: Seconds | None
 
+    class _TransactionArguments(_PublishArguments, total=False):
+        transaction: Any
+
     class _CallArguments(_PublishArguments, total=False):
         accept: Iterable[str] | None
         schema: object
@@ -383,13 +386,13 @@ class App:
 
     # -- publishing
 
-    def publish(self, target: Target, body: Any, **options: Unpack[_PublishArguments]) -> None:
+    def publish(self, target: Target, body: Any, **options: Unpack[_TransactionArguments]) -> None:
         """Publish a message, as :func:`greenconn.publish` does.  May switch.
 
         Arguments:
             target: the target of the message.
             body: content of the message.
-            options: *timeout* and the other options of :func:`greenconn.publish`.
+            options: *timeout*, *transaction* and the other options of :func:`greenconn.publish`.
         """
         if not self._around_publish:
             publish(target, body, connection=self.connection, **options)
@@ -398,7 +401,7 @@ class App:
             publish(target, body, connection=self.connection, **options)
 
     def publish_many(
-        self, target: Target, bodies: Iterable[Any], **options: Unpack[_PublishArguments]
+        self, target: Target, bodies: Iterable[Any], **options: Unpack[_TransactionArguments]
     ) -> int:
         """Publish several messages, as :func:`greenconn.publish_many` does.  May switch.
 
@@ -407,7 +410,8 @@ class App:
         Arguments:
             target: the target of all messages.
             bodies: iterable of message bodies.
-            options: *timeout* and the other options of :func:`greenconn.publish_many`.
+            options: *timeout*, *transaction* and the other options of
+                :func:`greenconn.publish_many`.
 
         Returns:
             The number of messages.

@@ -59,6 +59,7 @@ from greenconn.transport.postgresql.queues import (
     register,
     renew_links,
 )
+from greenconn.transport.postgresql.transaction import TransactionChannel, channel_of
 from greenconn.url import mask_secrets
 
 __all__ = ["Channel", "PostgresOptions", "Transport"]
@@ -96,6 +97,14 @@ class Channel(StoreChannel[StoreLink]):
             "x-single-active-consumer",
         },
     )
+
+    def within(self, transaction: object) -> TransactionChannel:
+        """Return what publishes over this channel in a transaction of the program's.
+
+        Arguments:
+            transaction: see :func:`greenconn.publish`.
+        """
+        return TransactionChannel(self, transaction)
 
 
 class Transport(StoreTransport):
@@ -324,6 +333,7 @@ class PostgresStore(Store):
         if self._number is None:
             session = self.session
             session.fetch(f'LISTEN "{CHANNEL}{self.owner}"')
+            session.fetch(f'LISTEN "{channel_of(session.schema)}"')
             self._number = register(session, self.owner, self.lease)
         return self._number
 

@@ -367,6 +367,7 @@ class Session:
 
     Attributes:
         user: the role.
+        prefix: what stands before the name of a table.
     """
 
     def __init__(
@@ -383,7 +384,7 @@ class Session:
         self._conninfo = conninfo
         self._on_notify = weakly(on_notify)
         self._on_lost = weakly(on_lost)
-        self._prefix = f"{quoted(schema)}."
+        self.prefix = f"{quoted(schema)}."
         #: SQL as it is written -> as it is sent.
         self._texts: dict[str, str] = {}
         self._lock = BoundedSemaphore()
@@ -493,7 +494,7 @@ class Session:
     def _run(self, statement: str, values: Sequence[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
         text = self._texts.get(statement)
         if text is None:
-            text = statement.replace("greenconn.", self._prefix)
+            text = statement.replace("greenconn.", self.prefix)
             self._texts[statement] = text
         cursor = self._cursor
         if cursor is None or self._is_dropped:

@@ -63,16 +63,20 @@ def earliest(*times: float | None) -> float | None:
 
 # -- storing
 
+#: The columns of messages that are stored together, as :func:`columns_of` returns them.
+MESSAGE_COLUMNS: Final = (
+    "%s::text[], %s::int2[], %s::float8[], %s::float8[], %s::text[], %s::bytea[]"
+)
 #: Stores messages in the order in which they are given, but for queues with a maximum length, and
 #: returns the queues.  Those that it returns are those that it has seen when it stored.
-_PUT: Final = """
+_PUT: Final = f"""
 WITH target AS MATERIALIZED (
     SELECT id, name, is_bounded FROM greenconn.queues WHERE name = ANY (%b::text[])
 ), stored AS (
     INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
     SELECT t.id, e.priority, now() + e.delay * interval '1 s',
         now() + (coalesce(e.delay, 0) + e.lifetime) * interval '1 s', e.envelope, e.body
-    FROM unnest(%b::text[], %b::int2[], %b::float8[], %b::float8[], %b::text[], %b::bytea[])
+    FROM unnest({MESSAGE_COLUMNS.replace("%s", "%b")})
         WITH ORDINALITY AS e (queue, priority, delay, lifetime, envelope, body, number)
     JOIN target t ON t.name = e.queue
     WHERE NOT t.is_bounded
@@ -118,18 +122,11 @@ def _put_all(
     session: Session, queues: Queues, entries: Sequence[Entry], register: Callable[[], int]
 ) -> PutResult:
     """Store many messages."""
-    texts: dict[int, str] = {}  # by identity: one envelope may go into many queues
-    columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
-    due_in = None
-    for queue, envelope, priority, delay, lifetime in entries:
-        text = texts.get(id(envelope))
-        if text is None:
-            text = texts[id(envelope)] = _written(envelope)
-        row = (queue, priority, delay or None, lifetime, text, envelope["body"])
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-        if delay or lifetime is not None:
-            due_in = earliest(due_in, delay or None, None if lifetime is None else delay + lifetime)
+    columns = columns_of(entries)
+    due_in = earliest(
+        *(entry.delay or None for entry in entries),
+        *(entry.delay + entry.lifetime for entry in entries if entry.lifetime is not None),
+    )
     found = session.fetch(_PUT, (list(dict.fromkeys(columns[0])), *columns))
     known = {name: number for name, number, _ in found}
     bounded = {name for name, _, is_bounded in found if is_bounded}
@@ -148,6 +145,20 @@ def _put_all(
             outcomes[place] = outcome
         dead += limited.dead
     return PutResult(outcomes, numbers, dead, due_in)
+
+
+def columns_of(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
+    """Return queue, priority, delay, lifetime, envelope and body of messages to be stored."""
+    texts: dict[int, str] = {}  # by identity: one envelope may go into many queues
+    columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
+    for queue, envelope, priority, delay, lifetime in entries:
+        text = texts.get(id(envelope))
+        if text is None:
+            text = texts[id(envelope)] = _written(envelope)
+        row = (queue, priority, delay or None, lifetime, text, envelope["body"])
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    return columns
 
 
 def _put_bounded(
