@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from gevent.queue import Queue as Inbox
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import PublishRefused, Unroutable
+from tests.fix_wires import until
+from tests.integration.processes import ROOT, start
 
 sqlalchemy = pytest.importorskip("sqlalchemy")
 from sqlalchemy.orm import Session, scoped_session, sessionmaker  # noqa: E402
@@ -193,3 +196,72 @@ def test_an_error_of_the_transaction_is_raised_once_as_it_is(
         greenconn.publish(queue, 1, connection=connection, transaction=program)
     greenconn.publish(queue, 2, connection=connection)
     assert waiting(connection, "orders") == 1
+
+
+#: Writes a row and a message in one transaction, again and again; some are rolled back.
+PROGRAM = """
+import sys
+import psycopg
+import greenconn
+
+broker, database, table, begin = sys.argv[1:]
+greenconn.configure(broker)
+with psycopg.connect(database) as program:
+    print("started", flush=True)
+    for number in range(int(begin), int(begin) + 100_000):
+        program.execute(f"INSERT INTO {table} VALUES (%s)", (number,))
+        greenconn.publish("orders", number, transaction=program)
+        (program.rollback if number % 5 == 0 else program.commit)()
+        if number % 50 == 0:
+            print(number, flush=True)
+"""
+
+
+@pytest.mark.programs
+def test_programs_that_are_killed_leave_as_many_messages_as_rows(
+    connection: Connection,
+    postgresql_server: str,
+    postgresql: psycopg.Connection[Any],
+    unique: str,
+    long: bool,
+) -> None:
+    table = f'"{unique}-rows"'
+    postgresql.execute(f"CREATE TABLE {table} (number int)")
+    channel = connection.default_channel
+    queue = Queue("orders", channel=channel)
+    queue.declare()
+    broker = connection.as_uri(include_password=True)
+    try:
+        for life in range(300 if long else 4):
+            program = start(
+                "-c",
+                PROGRAM,
+                *(broker, postgresql_server, table, str(life * 100_000)),
+                env={"PYTHONPATH": str(ROOT)},
+            )
+            assert program.line(SOON) == "started"
+            for _ in range(1 + life % 3):
+                program.line(SOON)
+            program.signal(signal.SIGKILL)
+            program.end()
+        # The last transaction of a program may end after it.
+        until(lambda: not _transactions(postgresql, table), SOON)
+        rows = [number for (number,) in postgresql.execute(f"SELECT number FROM {table}")]
+        published = []
+        while (message := queue.get(no_ack=True)) is not None:
+            published.append(message.payload)
+    finally:
+        postgresql.execute(f"DROP TABLE {table}")
+    assert rows
+    assert sorted(rows) == sorted(published)
+    assert not any(number % 5 == 0 for number in published)
+
+
+def _transactions(postgresql: psycopg.Connection[Any], table: str) -> int:
+    found = postgresql.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE %s "
+        "AND state <> 'idle'",
+        (f"%{table.strip(chr(34))}%",),
+    ).fetchone()
+    assert found is not None
+    return int(found[0])
