@@ -26,6 +26,7 @@ from greenconn.worker.options import (
     QueueLike,
     checked_options,
 )
+from greenconn.worker.transaction import check_transactions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -556,6 +557,11 @@ def spawn_consumer(
             ``single_active``: whether only one of the readers called *name*, in all programs, reads each
             stream.  When it ends, another one resumes.  Requires ``offsets``.
 
+            ``transaction``: with a broker in PostgreSQL, the same database: the alias of a database of
+            Django, an ``Engine`` or a ``sessionmaker`` of SQLAlchemy, or a pool of psycopg.  Each call of
+            the handler is a transaction, in which its message is acknowledged: what it writes happens
+            exactly once.  But for Django the handler gets the session or connection as a third argument.
+
     Returns:
         The running consumer.
 
@@ -578,7 +584,10 @@ def spawn_consumer(
         "declares_names": declare_by_name() is not False,
     }
     options = checked_options(queue, given, consumer_args)
-    consumer = ConsumerGreenlet(options, consuming_connection(connection))
+    connection = consuming_connection(connection)
+    if options.transaction is not None:
+        check_transactions(connection)
+    consumer = ConsumerGreenlet(options, connection)
     consumer.start()
     return consumer
 

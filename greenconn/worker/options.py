@@ -24,6 +24,7 @@ from greenconn.options import Retry
 from greenconn.schemas import Convert, converter_of, item_of, schema_of, signature_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
+from greenconn.worker.transaction import TransactionHandler, takes_session
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -66,6 +67,7 @@ class ConsumerArguments(ServerArguments, total=False):
     no_ack: bool
     on_decode_error: Callable[[Message, Exception], object] | None
     retry: Retry | Mapping[str, Any] | None
+    transaction: Any
 
 
 class BatchArguments(ConsumerArguments):
@@ -186,11 +188,16 @@ class ConsumerOptions:
     batch_interval: float | None = None
     """Maximum seconds that a message waits for its batch to fill.  None is 1 s."""
 
+    transaction: Any = None
+    """Database in whose transaction the handler runs and its message is acknowledged, with a broker in
+    PostgreSQL.  None: in none."""
+
     convert: Convert | None = field(init=False, default=None)
     """Function that converts decoded bodies to the schema.  None leaves bodies unconverted."""
 
     def __post_init__(self) -> None:
-        _check_handler(self.handler)
+        arguments = 2 if self.transaction is None or not takes_session(self.transaction) else 3
+        _check_handler(self.handler, arguments)
         check_count(self, "concurrency", least=1, optional=False)
         check_count(self, "prefetch_count", most=MOST_PREFETCH)
         check_count(self, "batch_size", least=1)
@@ -237,6 +244,8 @@ class ConsumerOptions:
                 schema = item_of(schema)
         if schema is not None:
             put(self, "convert", converter_of(schema))
+        if self.transaction is not None:
+            put(self, "handler", TransactionHandler(self.handler, self.transaction))
 
     def _check_acks(self) -> None:
         if self.on_error not in ON_ERROR and not callable(self.on_error):
@@ -271,6 +280,11 @@ class ConsumerOptions:
             raise ValueError(
                 "on_error must not be 'requeue' with no_ack, as the broker has already deleted the "
                 "message"
+            )
+        if self.transaction is not None and (self.no_ack or self.batch_size is not None):
+            what = "no_ack" if self.no_ack else "batch_size"
+            raise ValueError(
+                f"transaction must be None with {what}: each message is acknowledged in its own"
             )
         if self.batch_interval is not None and self.batch_size is None:
             raise ValueError(
@@ -413,7 +427,7 @@ def checked_options(
     return ConsumerOptions(queues=tuple(map(_checked, given)), **options, **further)
 
 
-def _check_handler(handler: object) -> None:
+def _check_handler(handler: object, arguments: int) -> None:
     """Refuse a handler that cannot be called, for which each message would be rejected later."""
     if not callable(handler):
         raise TypeError(f"handler must be a callable, got {handler!r}")
@@ -423,11 +437,12 @@ def _check_handler(handler: object) -> None:
     except (TypeError, ValueError):
         return  # of a function in C, which does not say
     try:
-        signature.bind(None, None)
+        signature.bind(*[None] * arguments)
     except TypeError as exc:
+        names = ", ".join(("body", "message", "session")[:arguments])
         raise TypeError(
-            f"handler must take two arguments, as it is called as handler(body, message) ({exc}), got "
-            f"{handler!r}"
+            f"handler must take {('two', 'three')[arguments - 2]} arguments, as it is called as "
+            f"handler({names}) ({exc}), got {handler!r}"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -14,7 +15,7 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import PublishRefused, Unroutable
 from tests.fix_wires import until
-from tests.integration.processes import ROOT, start
+from tests.integration.processes import ROOT, run, start
 
 sqlalchemy = pytest.importorskip("sqlalchemy")
 from sqlalchemy.orm import Session, scoped_session, sessionmaker  # noqa: E402
@@ -265,3 +266,289 @@ def _transactions(postgresql: psycopg.Connection[Any], table: str) -> int:
     ).fetchone()
     assert found is not None
     return int(found[0])
+
+
+def by_engine(engine: Any) -> Any:
+    return engine
+
+
+def by_sessionmaker(engine: Any) -> Any:
+    return sessionmaker(engine)
+
+
+class Ledger:
+    """A table that handlers write to."""
+
+    def __init__(self, postgresql: psycopg.Connection[Any], name: str) -> None:
+        self._postgresql = postgresql
+        self.name = f'"{name}-ledger"'
+        postgresql.execute(f"CREATE TABLE {self.name} (number int)")
+        self.insert = f"INSERT INTO {self.name} VALUES (:number)"
+
+    def numbers(self) -> list[int]:
+        return sorted(n for (n,) in self._postgresql.execute(f"SELECT number FROM {self.name}"))
+
+
+@pytest.fixture
+def ledger(postgresql: psycopg.Connection[Any], unique: str) -> Iterator[Ledger]:
+    ledger = Ledger(postgresql, unique)
+    yield ledger
+    postgresql.execute(f"DROP TABLE {ledger.name}")
+
+
+@pytest.mark.parametrize("given", [by_engine, by_sessionmaker])
+def test_what_a_handler_writes_is_committed_with_its_ack(
+    connection: Connection, engine: Any, ledger: Ledger, given: Callable[[Any], Any]
+) -> None:
+    failed: list[int] = []
+
+    def handle(body: int, message: Any, session: Session) -> None:
+        session.execute(sqlalchemy.text(ledger.insert), {"number": body})
+        if body % 3 == 0 and failed.count(body) < 2:
+            failed.append(body)
+            raise ValueError(body)
+
+    consumer = greenconn.spawn_consumer(
+        Queue("orders"),
+        handle,
+        connection=connection,
+        transaction=given(engine),
+        concurrency=3,
+        retry={"tries": 3, "delay": 0.01},
+    )
+    greenconn.publish_many(Queue("orders"), range(10), connection=connection)
+    until(lambda: consumer.stats()["handled"] == 10, SOON)
+    assert ledger.numbers() == list(range(10))
+    assert consumer.stop(SOON)
+    assert waiting(connection, "orders") == 0
+    assert sorted(failed) == [0, 0, 3, 3, 6, 6, 9, 9]
+
+
+def test_what_failed_for_good_is_a_dead_letter_and_leaves_nothing_else(
+    connection: Connection, engine: Any, ledger: Ledger
+) -> None:
+    def handle(body: int, message: Any, session: Session) -> None:
+        session.execute(sqlalchemy.text(ledger.insert), {"number": body})
+        raise ValueError(body)
+
+    consumer = greenconn.spawn_consumer(
+        Queue("orders"), handle, connection=connection, transaction=engine
+    )
+    greenconn.publish(Queue("orders"), 1, connection=connection)
+    until(lambda: consumer.stats()["rejected"] == 1, SOON)
+    assert consumer.stop(SOON)
+    assert ledger.numbers() == []
+    assert waiting(connection, "orders.dead") == 1
+
+
+def test_a_transaction_whose_message_went_to_another_is_rolled_back(
+    connection: Connection,
+    postgresql: psycopg.Connection[Any],
+    engine: Any,
+    ledger: Ledger,
+    unique: str,
+) -> None:
+    calls: list[int] = []
+
+    def handle(body: int, message: Any, session: Session) -> None:
+        session.execute(sqlalchemy.text(ledger.insert), {"number": body})
+        calls.append(body)
+        if len(calls) == 1:  # as if its lease had ended
+            postgresql.execute(f'UPDATE "{unique}".messages SET holder = NULL')
+            greenconn.publish("orders", 2, connection=connection)
+
+    consumer = greenconn.spawn_consumer(
+        Queue("orders"), handle, connection=connection, transaction=engine
+    )
+    greenconn.publish(Queue("orders"), 1, connection=connection)
+    until(lambda: ledger.numbers() == [1, 2], SOON)
+    assert sorted(calls) == [1, 1, 2]
+    assert consumer.stop(SOON)
+    assert waiting(connection, "orders") == 0
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_commit_whose_reply_is_lost_is_looked_up(
+    connection: Connection, engine: Any, ledger: Ledger, is_done: bool
+) -> None:
+    calls: list[int] = []
+
+    class Losing(Session):
+        @contextmanager
+        def begin(self) -> Iterator[None]:  # type: ignore[override]
+            yield
+            if is_done or len(calls) > 1:
+                self.commit()
+            else:
+                self.rollback()
+            if len(calls) == 1:
+                raise psycopg.OperationalError("the reply is lost")
+
+    def handle(body: int, message: Any, session: Session) -> None:
+        calls.append(body)
+        session.execute(sqlalchemy.text(ledger.insert), {"number": body})
+
+    consumer = greenconn.spawn_consumer(
+        Queue("orders"),
+        handle,
+        connection=connection,
+        transaction=sessionmaker(engine, class_=Losing),
+        retry={"tries": 2, "delay": 0.01},
+    )
+    greenconn.publish(Queue("orders"), 1, connection=connection)
+    until(lambda: consumer.stats()["handled"] == 1, SOON)
+    assert consumer.stop(SOON)
+    assert ledger.numbers() == [1]
+    assert len(calls) == (1 if is_done else 2)
+    assert waiting(connection, "orders") == 0
+
+
+def test_what_begins_no_transaction(connection: Connection, engine: Any) -> None:
+    def handle(body: Any, message: Any) -> None: ...
+
+    def handle_in(body: Any, message: Any, session: Any) -> None: ...
+
+    def refused(error: type[Exception], text: str, handler: Any, **options: Any) -> None:
+        options = {"connection": connection, "transaction": engine, **options}
+        with pytest.raises(error, match=text):
+            greenconn.spawn_consumer("orders", handler, **options)
+
+    refused(TypeError, "three arguments", handle)
+    refused(TypeError, "transaction must be the alias", handle_in, transaction=5)
+    refused(ValueError, "with no_ack", handle_in, no_ack=True)
+    refused(ValueError, "got memory://", handle_in, connection="memory://")
+
+
+#: Consumes in transactions, in each of which a row is written.
+CONSUMING = """
+import sys
+import gevent.monkey
+gevent.monkey.patch_all()
+import greenconn
+from greenconn import Queue
+from sqlalchemy import create_engine, text
+
+broker, database, insert, lease = sys.argv[1:]
+engine = create_engine(database)
+
+def handle(body, message, session):
+    session.execute(text(insert), {"number": body})
+    if body % 20 == 0:
+        print(body, flush=True)
+
+connection = greenconn.Connection(broker, transport_options={"lease": float(lease)})
+consumer = greenconn.spawn_consumer(
+    Queue("orders"), handle, connection=connection, transaction=engine, concurrency=5
+)
+consumer.wait_ready(60)
+print("started", flush=True)
+consumer.get()
+"""
+
+
+@pytest.mark.programs
+def test_handlers_that_are_killed_write_exactly_once(
+    connection: Connection,
+    postgresql_server: str,
+    postgresql: psycopg.Connection[Any],
+    ledger: Ledger,
+    long: bool,
+) -> None:
+    lives, each = (200, 200) if long else (3, 100)
+    database = postgresql_server.replace("postgresql://", "postgresql+psycopg://")
+    broker = connection.as_uri(include_password=True)
+    arguments = (broker, database, ledger.insert, "1.0")
+    greenconn.publish_many(Queue("orders"), range(lives * each), connection=connection)
+    for life in range(lives):
+        program = start("-c", CONSUMING, *arguments, env={"PYTHONPATH": str(ROOT)})
+        assert program.line(SOON) == "started"
+        if len(ledger.numbers()) < lives * each - 50:
+            program.line(SOON)
+        if life % 2:
+            # Its connections, the broker's and those of the transactions: it recovers by itself.
+            postgresql.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+            if len(ledger.numbers()) < lives * each - 50:
+                program.line(SOON)
+        program.signal(signal.SIGKILL)
+        program.end()
+    program = start("-c", CONSUMING, *arguments, env={"PYTHONPATH": str(ROOT)})
+    try:
+        until(lambda: len(ledger.numbers()) >= lives * each, SOON)
+        until(lambda: not waiting(connection, "orders"), SOON)
+    finally:
+        program.signal(signal.SIGKILL)
+        program.end()
+    assert ledger.numbers() == list(range(lives * each))
+
+
+#: Publishes and consumes in transactions of Django's.
+DJANGO = """
+import sys
+import gevent.monkey
+gevent.monkey.patch_all()
+from urllib.parse import urlsplit
+
+from django.conf import settings
+import django
+
+broker, database, table = sys.argv[1:]
+place = urlsplit(database)
+settings.configure(DATABASES={"default": {
+    "ENGINE": "django.db.backends.postgresql", "NAME": place.path[1:], "USER": place.username,
+    "PASSWORD": place.password or "", "HOST": place.hostname, "PORT": place.port,
+}})
+django.setup()
+
+from django.db import connections, transaction
+from gevent.event import Event
+import greenconn
+from greenconn import Queue
+
+greenconn.configure(broker)
+handled = Event()
+calls = []
+
+def write(number):
+    with connections["default"].cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} VALUES (%s)", [number])
+
+def handle(body, message):
+    write(body)
+    calls.append(body)
+    if len(calls) == 1:
+        raise ValueError("once")
+    handled.set()
+
+try:
+    greenconn.publish(Queue("orders"), 0, transaction="default")
+except ValueError as exc:
+    print(exc)
+try:
+    with transaction.atomic():
+        write(1)
+        greenconn.publish(Queue("orders"), 1, transaction="default")
+        raise KeyError
+except KeyError:
+    pass
+with transaction.atomic():
+    write(2)
+    greenconn.publish_many(Queue("orders"), [3], transaction="default")
+consumer = greenconn.spawn_consumer(
+    Queue("orders"), handle, transaction="default", retry={"tries": 2, "delay": 0.01}
+)
+assert handled.wait(60)
+assert consumer.stop(60)
+print(calls)
+"""
+
+
+@pytest.mark.programs
+def test_django(postgresql_url: str, postgresql_server: str, ledger: Ledger) -> None:
+    outcome = run("-c", DJANGO, postgresql_url, postgresql_server, ledger.name)
+    text, calls = outcome.output.splitlines()
+    assert "publish within django.db.transaction.atomic()" in text
+    assert calls == "[3, 3]"
+    assert ledger.numbers() == [2, 3]

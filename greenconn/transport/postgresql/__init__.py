@@ -281,6 +281,9 @@ class PostgresStore(Store):
         self._timer: Any = None
         self._timer_at: float | None = None
         self._is_open = False
+        #: Messages that transactions of the program delete, or have deleted: nothing is to be done for
+        #: them, and none is missed.
+        self.leaving: set[messages.Handle] = set()
 
     # -- life
 
@@ -579,6 +582,10 @@ class PostgresStore(Store):
         self._after(settled)
         return settled.late
 
+    def is_held(self, handle: messages.Handle) -> bool:
+        """Return whether a message is held, when no transaction deletes it any more.  May switch."""
+        return self.session.call(messages.is_held, self.session, handle)
+
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._number is None:
             return ()
@@ -594,6 +601,7 @@ class PostgresStore(Store):
             # What it held is requeued: it goes on under another number.
             deregister(session, number)
             self._number = None
-        lost = messages.lost(session, handles) if handles else []
+        held = [handle for handle in handles if handle not in self.leaving]
+        lost = messages.lost(session, held) if held else []
         self._maintenance.start()
         return lost

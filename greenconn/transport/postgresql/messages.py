@@ -422,6 +422,14 @@ def _settle(
     return PutResult([], numbers, stored.dead, due_in, late, refused)
 
 
+def is_held(session: Session, handle: Handle) -> bool:
+    """Return whether a message is held.  It waits for transactions that delete it to end."""
+    found = session.fetch(
+        "SELECT 1 FROM greenconn.messages WHERE id = %b AND holder = %b FOR UPDATE", handle
+    )
+    return bool(found)
+
+
 def _delete(session: Session, handles: Sequence[Handle]) -> int:
     """Delete messages that are held; return how many were not."""
     late = len(handles)

@@ -1,4 +1,4 @@
-"""Messages that are published in a transaction of the program's own.
+"""Messages that are published or acknowledged in a transaction of the program's own.
 
 They are rows of that transaction: rolled back, there never was a message; committed, consumers are
 notified by the server.  What is declared for them is declared over the broker's own connection, at once.
@@ -40,6 +40,8 @@ WITH target AS MATERIALIZED (
 )
 SELECT name, is_bounded, pg_notify(%s, id || %s) FROM target
 """
+
+_ACK: Final = "DELETE FROM greenconn.messages WHERE id = %s AND holder = %s RETURNING id"
 
 
 def channel_of(schema: str) -> str:
@@ -142,6 +144,40 @@ class TransactionChannel:
     ) -> StoredResult:
         """Take *message*; the result has its outcome after :meth:`store`.  May switch."""
         return self._publisher.begin(message, exchange, routing_key, mandatory, immediate, deadline)
+
+    # -- acks
+
+    def ack(self, message: Any) -> bool:
+        """Delete *message* in the transaction; False: this link does not hold it any more.
+
+        Ack it over its channel, too, when the transaction is committed.  May switch, as the program's
+        own statements do.
+
+        Raises:
+            Exception: what the program's own statements raise.
+        """
+        store, handle = self._publisher.link.store, message.claimed.handle
+        store.leaving.add(handle)
+        statement = _ACK.replace("greenconn.", store.session.prefix)
+        return bool(self._transaction.fetch(statement, handle))
+
+    def is_held(self, message: Any) -> bool:
+        """Return whether *message* is still there, when its transaction has ended.  May switch.
+
+        Raises:
+            RecoverableConnectionError: the link is lost; then it is redelivered if it is.
+        """
+        store, handle = self._publisher.link.store, message.claimed.handle
+        if store.is_held(handle):
+            store.leaving.discard(handle)
+            return True
+        return False
+
+    def undo(self, message: Any) -> None:
+        """Note that the transaction has ended in any way.  Never switches."""
+        self._publisher.link.store.leaving.discard(message.claimed.handle)
+
+    # -- publishing
 
     def store(self) -> None:
         """Store what was taken.  May switch, as the program's own statements do.
