@@ -482,9 +482,9 @@ class App:
 
     def _wrapped(self, handler: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(handler)
-        def handle(body: Any, message: Message) -> Any:
+        def handle(body: Any, message: Message, *session: Any) -> Any:
             with self._handling(message):
-                return handler(body, message)
+                return handler(body, message, *session)
 
         return handle
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.message import Message
-    from greenconn.worker.options import BatchArguments, ConsumerArguments
+    from greenconn.worker.options import BatchArguments, ConsumerArguments, TransactionArguments
 
     T = TypeVar("T")
 
@@ -439,6 +439,17 @@ def spawn_consumer(
 @overload
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
+    handler: Callable[[Any, Message[Undeclared], Any], object],
+    *,
+    schema: object = None,
+    connection: Connection | str | None = None,
+    **consumer_args: Unpack[TransactionArguments],
+) -> ConsumerGreenlet: ...
+
+
+@overload
+def spawn_consumer(
+    queue: QueueLike | Iterable[QueueLike],
     handler: Callable[[T, Message[T]], object],
     *,
     schema: object = None,
@@ -558,9 +569,10 @@ def spawn_consumer(
             stream.  When it ends, another one resumes.  Requires ``offsets``.
 
             ``transaction``: with a broker in PostgreSQL, the same database: the alias of a database of
-            Django, an ``Engine`` or a ``sessionmaker`` of SQLAlchemy, or a pool of psycopg.  Each call of
-            the handler is a transaction, in which its message is acknowledged: what it writes happens
-            exactly once.  But for Django the handler gets the session or connection as a third argument.
+            Django, an ``Engine`` or a ``sessionmaker`` of SQLAlchemy, or a pool of psycopg.  Each call
+            of the handler is a transaction, in which its message is acknowledged: what it writes happens
+            exactly once.  The handler gets the session or connection as a third argument, but for
+            Django.
 
     Returns:
         The running consumer.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from greenconn.message import Message
 
 QueueLike: TypeAlias = "str | Queue"
-Handler: TypeAlias = Callable[[Any, Any], Any]
+Handler: TypeAlias = Callable[..., Any]
 OnError: TypeAlias = (
     "Literal['dead_letter', 'reject', 'requeue', 'discard'] | Callable[[Any, BaseException], Any]"
 )
@@ -68,6 +68,12 @@ class ConsumerArguments(ServerArguments, total=False):
     on_decode_error: Callable[[Message, Exception], object] | None
     retry: Retry | Mapping[str, Any] | None
     transaction: Any
+
+
+class TransactionArguments(ConsumerArguments):
+    """The options of consumers whose handler gets a session of its transaction, too."""
+
+    transaction: Any  # type: ignore[misc]  # required here
 
 
 class BatchArguments(ConsumerArguments):

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Begins a transaction, which ends with the block: gives it, and what the handler gets beside the message.
+#: Begins a transaction, which ends with the block: gives it, and the further arguments of the handler.
 Begin: TypeAlias = "Callable[[], AbstractContextManager[tuple[Any, tuple[Any, ...]]]]"
 
-_WHAT: Final = "the alias of a database of Django, an Engine or a sessionmaker of SQLAlchemy, or a pool of psycopg"
+_WHAT: Final = (
+    "the alias of a database of Django, an Engine or a sessionmaker of SQLAlchemy, or a pool of "
+    "psycopg"
+)
 
 
 class _NotHeld(Exception):

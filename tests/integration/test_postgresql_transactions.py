@@ -12,7 +12,7 @@ import pytest
 from gevent.queue import Queue as Inbox
 
 import greenconn
-from greenconn import Connection, Exchange, Queue
+from greenconn import App, Connection, Exchange, Queue
 from greenconn.exceptions import PublishRefused, Unroutable
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, run, start
@@ -400,6 +400,29 @@ def test_a_commit_whose_reply_is_lost_is_looked_up(
     assert consumer.stop(SOON)
     assert ledger.numbers() == [1]
     assert len(calls) == (1 if is_done else 2)
+    assert waiting(connection, "orders") == 0
+
+
+def test_an_application(connection: Connection, engine: Any, ledger: Ledger) -> None:
+    app = App(connection.as_uri(include_password=True))
+
+    @app.consumer(Queue("orders"), transaction=engine)
+    def write(body: int, message: Any, session: Session) -> None:
+        session.execute(sqlalchemy.text(ledger.insert), {"number": body})
+
+    @app.around_handle
+    def around(message: Any) -> Iterator[None]:
+        assert not ledger.numbers()
+        yield
+        assert not ledger.numbers()
+
+    app.start()
+    with Session(engine) as session, session.begin():
+        app.publish(Queue("orders"), 7, transaction=session)
+    until(lambda: ledger.numbers() == [7], SOON)
+    assert app.stop(SOON)
+    assert app.connection is not None
+    app.connection.release()
     assert waiting(connection, "orders") == 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import md5
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from greenconn.broker.port import Entry, NoQueue
 from greenconn.broker.publishing import CopyOutcomes, StoredResult, StorePublisher
@@ -17,8 +17,9 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql.messages import MESSAGE_COLUMNS, columns_of
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.broker.publishing import Completion
-    from greenconn.transport.postgresql import Channel
+    from greenconn.transport.postgresql import Channel, PostgresStore
 
 #: libpq's PQTRANS_IDLE: there is no transaction.
 _IDLE: Final = 0
@@ -119,6 +120,11 @@ def _of_sqlalchemy(connection: Any) -> Any:
     return connection.connection.driver_connection
 
 
+def store_of(channel: StoreChannel[Any]) -> PostgresStore:
+    """Return the store of the link that a channel belongs to."""
+    return cast("PostgresStore", channel.connection.store)
+
+
 class TransactionChannel:
     """What publishes over a channel in a transaction.  Messages are stored by :meth:`store`, together.
 
@@ -132,6 +138,7 @@ class TransactionChannel:
         self.delayed_route = channel.delayed_route
         self._transaction = Transaction(given)
         self._publisher = _Publisher(channel, channel.connection)
+        self._store = store_of(channel)
 
     def begin_publish(
         self,
@@ -156,7 +163,7 @@ class TransactionChannel:
         Raises:
             Exception: what the program's own statements raise.
         """
-        store, handle = self._publisher.link.store, message.claimed.handle
+        store, handle = self._store, message.claimed.handle
         store.leaving.add(handle)
         statement = _ACK.replace("greenconn.", store.session.prefix)
         return bool(self._transaction.fetch(statement, handle))
@@ -167,7 +174,7 @@ class TransactionChannel:
         Raises:
             RecoverableConnectionError: the link is lost; then it is redelivered if it is.
         """
-        store, handle = self._publisher.link.store, message.claimed.handle
+        store, handle = self._store, message.claimed.handle
         if store.is_held(handle):
             store.leaving.discard(handle)
             return True
@@ -175,7 +182,7 @@ class TransactionChannel:
 
     def undo(self, message: Any) -> None:
         """Note that the transaction has ended in any way.  Never switches."""
-        self._publisher.link.store.leaving.discard(message.claimed.handle)
+        self._store.leaving.discard(message.claimed.handle)
 
     # -- publishing
 
@@ -207,7 +214,7 @@ class _Publisher(StorePublisher):
         if not self._taken:
             return
         taken, self._taken = self._taken, []
-        store = self.link.store
+        store = store_of(self._channel)
         entries = [entry for entry, _ in taken]
         columns = columns_of(entries)
         # 0: something is due, or expires, later.
