@@ -60,6 +60,12 @@ SQLITE: Final = Board(
     works=store_works.WORKS,
     rivals=store_rivals.SQLITE,
 )
+POSTGRESQL: Final = Board(
+    name="postgresql",
+    stage="benchmarks.stores.postgresql",
+    works=store_works.WORKS,
+    rivals=store_rivals.POSTGRESQL,
+)
 COUCHDB: Final = Board(
     name="couchdb",
     stage="benchmarks.stores.couchdb",
@@ -76,6 +82,6 @@ BOARDS: Final = {
     board.name: board
     for board in (
         *(RABBITMQ, RABBITMQ_LOAD, REDIS, REDIS_CLUSTER),
-        *(MONGODB, COUCHDB, SQLITE, SQS),
+        *(MONGODB, COUCHDB, SQLITE, SQS, POSTGRESQL),
     )
 }

@@ -16,6 +16,7 @@ from typing import Any, Final
 from benchmarks.boards import (
     COUCHDB,
     MONGODB,
+    POSTGRESQL,
     RABBITMQ,
     RABBITMQ_LOAD,
     REDIS,
@@ -26,10 +27,18 @@ from benchmarks.boards import (
 )
 from benchmarks.clock import Figures
 from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import AMQP_URL, COUCHDB_URL, MONGODB_URL, REDIS_URL, SQS_URL
+from tests.brokers.environment import (
+    AMQP_URL,
+    COUCHDB_URL,
+    MONGODB_URL,
+    POSTGRESQL_URL,
+    REDIS_URL,
+    SQS_URL,
+)
 from tests.brokers.keeper import Keeper
 from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import MotoServer
+from tests.brokers.postgresql import PostgresServer
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster
@@ -59,6 +68,7 @@ _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
     COUCHDB.name: (PouchDB, COUCHDB_URL),
     SQS.name: (MotoServer, SQS_URL),
+    POSTGRESQL.name: (PostgresServer, POSTGRESQL_URL),
 }
 
 

@@ -50,6 +50,23 @@ SQLITE = {
         patched=True,
     ),
 }
+POSTGRESQL = {
+    "greenconn": Rival(
+        title="greenconn", module="benchmarks.stores.postgresql", distribution="greenconn"
+    ),
+    "patched": Rival(
+        title="greenconn, patched",
+        module="benchmarks.stores.postgresql",
+        distribution="greenconn",
+        patched=True,
+    ),
+    "kombu": Rival(
+        title="kombu (SQLAlchemy)",
+        module="benchmarks.stores.postgresql_kombu",
+        distribution="sqlalchemy",
+        patched=True,
+    ),
+}
 #: Today's kombu has no such transport.
 COUCHDB = rivals(
     http=Rival(
