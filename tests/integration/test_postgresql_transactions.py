@@ -461,7 +461,12 @@ def handle(body, message, session):
 
 connection = greenconn.Connection(broker, transport_options={"lease": float(lease)})
 consumer = greenconn.spawn_consumer(
-    Queue("orders"), handle, connection=connection, transaction=engine, concurrency=5
+    Queue("orders"),
+    handle,
+    connection=connection,
+    transaction=engine,
+    concurrency=5,
+    retry={"tries": 1000, "delay": 0.1},
 )
 consumer.wait_ready(60)
 print("started", flush=True)
@@ -499,7 +504,7 @@ def test_handlers_that_are_killed_write_exactly_once(
         program.end()
     program = start("-c", CONSUMING, *arguments, env={"PYTHONPATH": str(ROOT)})
     try:
-        until(lambda: len(ledger.numbers()) >= lives * each, SOON)
+        until(lambda: len(ledger.numbers()) >= lives * each, 20 * SOON)
         until(lambda: not waiting(connection, "orders"), SOON)
     finally:
         program.signal(signal.SIGKILL)
