@@ -17,7 +17,12 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql.messages import MESSAGE_COLUMNS, columns_of
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection as SqlalchemyConnection
+
     from greenconn.broker.channel import StoreChannel
+    from greenconn.broker.consuming import StoreDelivery
+    from greenconn.broker.envelope import Envelope
+    from greenconn.broker.link import StoreLink
     from greenconn.broker.publishing import Completion
     from greenconn.transport.postgresql import Channel, PostgresStore
 
@@ -108,7 +113,7 @@ def _of_django(alias: str) -> Any:
     return connection
 
 
-def _of_sqlalchemy(connection: Any) -> Any:
+def _of_sqlalchemy(connection: SqlalchemyConnection) -> Any:
     dialect = connection.dialect
     if dialect.name != "postgresql" or dialect.driver not in ("psycopg", "psycopg2"):
         raise ValueError(
@@ -142,7 +147,7 @@ class TransactionChannel:
 
     def begin_publish(
         self,
-        message: Any,
+        message: Envelope,
         exchange: str,
         routing_key: str,
         mandatory: bool,
@@ -154,7 +159,7 @@ class TransactionChannel:
 
     # -- acks
 
-    def ack(self, message: Any) -> bool:
+    def ack(self, message: StoreDelivery) -> bool:
         """Delete *message* in the transaction; False: this link does not hold it any more.
 
         Ack it over its channel, too, when the transaction is committed.  May switch, as the program's
@@ -168,7 +173,7 @@ class TransactionChannel:
         statement = _ACK.replace("greenconn.", store.session.prefix)
         return bool(self._transaction.fetch(statement, handle))
 
-    def is_held(self, message: Any) -> bool:
+    def is_held(self, message: StoreDelivery) -> bool:
         """Return whether *message* is still there, when its transaction has ended.  May switch.
 
         Raises:
@@ -180,7 +185,7 @@ class TransactionChannel:
             return True
         return False
 
-    def undo(self, message: Any) -> None:
+    def undo(self, message: StoreDelivery) -> None:
         """Note that the transaction has ended in any way.  Never switches."""
         self._store.leaving.discard(message.claimed.handle)
 
@@ -198,7 +203,7 @@ class TransactionChannel:
 class _Publisher(StorePublisher):
     """Gathers the messages of one call."""
 
-    def __init__(self, channel: Channel, link: Any) -> None:
+    def __init__(self, channel: Channel, link: StoreLink) -> None:
         super().__init__(channel, link)
         self._taken: list[tuple[Entry, Completion]] = []
 
