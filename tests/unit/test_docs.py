@@ -20,6 +20,7 @@ ELSEWHERE = {
     "rabbitmq.rst",
     "redis.rst",
     "mongodb.rst",
+    "postgresql.rst",
     "sqs.rst",
 }
 TEXTS = [
