@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -298,7 +299,11 @@ def ledger(postgresql: psycopg.Connection[Any], unique: str) -> Iterator[Ledger]
 
 @pytest.mark.parametrize("given", [by_engine, by_sessionmaker])
 def test_what_a_handler_writes_is_committed_with_its_ack(
-    connection: Connection, engine: Any, ledger: Ledger, given: Callable[[Any], Any]
+    connection: Connection,
+    engine: Any,
+    ledger: Ledger,
+    given: Callable[[Any], Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     failed: list[int] = []
 
@@ -322,6 +327,7 @@ def test_what_a_handler_writes_is_committed_with_its_ack(
     assert consumer.stop(SOON)
     assert waiting(connection, "orders") == 0
     assert sorted(failed) == [0, 0, 3, 3, 6, 6, 9, 9]
+    assert "lease_lost" not in caplog.text
 
 
 def test_what_failed_for_good_is_a_dead_letter_and_leaves_nothing_else(
@@ -486,9 +492,10 @@ def test_handlers_that_are_killed_write_exactly_once(
     database = postgresql_server.replace("postgresql://", "postgresql+psycopg://")
     broker = connection.as_uri(include_password=True)
     arguments = (broker, database, ledger.insert, "1.0")
+    environment = {"PYTHONPATH": str(ROOT)}
     greenconn.publish_many(Queue("orders"), range(lives * each), connection=connection)
     for life in range(lives):
-        program = start("-c", CONSUMING, *arguments, env={"PYTHONPATH": str(ROOT)})
+        program = start("-c", CONSUMING, *arguments, env=environment, stderr=subprocess.DEVNULL)
         assert program.line(SOON) == "started"
         if len(ledger.numbers()) < lives * each - 50:
             program.line(SOON)
@@ -502,7 +509,7 @@ def test_handlers_that_are_killed_write_exactly_once(
                 program.line(SOON)
         program.signal(signal.SIGKILL)
         program.end()
-    program = start("-c", CONSUMING, *arguments, env={"PYTHONPATH": str(ROOT)})
+    program = start("-c", CONSUMING, *arguments, env=environment, stderr=subprocess.DEVNULL)
     try:
         until(lambda: len(ledger.numbers()) >= lives * each, 20 * SOON)
         until(lambda: not waiting(connection, "orders"), SOON)

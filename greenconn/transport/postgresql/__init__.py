@@ -576,6 +576,12 @@ class PostgresStore(Store):
         return self.session.call(self._settle, requests)
 
     def _settle(self, requests: Sequence[SettleRequest]) -> int:
+        if self.leaving:
+            gone = self.leaving.intersection([request.handle for request in requests])
+            self.leaving -= gone
+            requests = [request for request in requests if request.handle not in gone]
+            if not requests:
+                return 0
         settled = messages.settle(self.session, self._queues, requests, self._register, self.lease)
         for queue, error in settled.refused:
             self.log_refusal(queue, error)
@@ -601,7 +607,8 @@ class PostgresStore(Store):
             # What it held is requeued: it goes on under another number.
             deregister(session, number)
             self._number = None
-        held = [handle for handle in handles if handle not in self.leaving]
-        lost = messages.lost(session, held) if held else []
+        lost = messages.lost(session, handles) if handles else []
+        # Meanwhile a transaction may have been committed, whose reply is still on its way.
+        lost = [handle for handle in lost if handle not in self.leaving]
         self._maintenance.start()
         return lost
