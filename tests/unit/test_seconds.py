@@ -32,6 +32,7 @@ from greenconn.transport.beanstalk import BeanstalkOptions
 from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.native_delayed_delivery import calculate_routing_key
+from greenconn.transport.postgresql import PostgresOptions
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.sqlite.database import SqliteOptions
 from greenconn.transport.SQS import SQSOptions
@@ -48,7 +49,8 @@ SOON = timedelta(seconds=30)
 OTHERS = {"Retry.backoff", "MongoOptions.port"}
 RECORDS = (
     *(AmqpOptions, ConnectOptions, MemoryOptions, Parameters, Retry),
-    *(BeanstalkOptions, CouchOptions, MongoOptions, RedisOptions, SqliteOptions, SQSOptions),
+    *(BeanstalkOptions, CouchOptions, MongoOptions, PostgresOptions, RedisOptions),
+    *(SqliteOptions, SQSOptions),
 )
 
 

@@ -307,7 +307,7 @@ def test_an_error_about_a_hidden_option_names_the_type_of_its_value() -> None:
 def test_tls(ssl: Any, seen: Seen) -> None:
     if "certfile" in ssl:
         ssl = {**ssl, "certfile": str(CERTS / "client.pem")}
-    for scheme in ("amqp", "redis", "couchdb", "sqs", "mongodb", "redis+cluster"):
+    for scheme in (*("amqp", "redis", "couchdb", "sqs", "mongodb", "redis+cluster", "postgresql"),):
         use(seen, f"{scheme}://127.0.0.1:1", ssl=ssl)
     use(
         seen,

@@ -4,8 +4,8 @@ Theory
 ------
 Everything is in one schema: queues, messages, exchanges, bindings, who consumes.  A link has one
 connection to the server, for statements and for notifications: ``LISTEN`` on a channel of its own.
-When a claim finds less than was wanted, the link *arms* its consumer; whoever stores a message notifies
-those that are armed.  So idle consumers send no statements, and busy ones are not notified.
+When a claim finds less than was wanted, the link *arms* its consumer; the next link that stores a
+message notifies it.  So idle consumers send no statements, and busy ones are not notified.
 
 What a process publishes, claims or settles in a turn is one statement each.  What comes by time alone
 (delays, leases, expiry) is looked at by a timer of each process, set to the next time that is known,
@@ -65,6 +65,14 @@ from greenconn.url import mask_secrets
 __all__ = ["Channel", "PostgresOptions", "Transport"]
 
 logger = logging.getLogger("greenconn.transport.postgresql")
+
+#: As for the other transports (``green.connect``), by libpq's names.
+_KEEPALIVE: Final = {
+    "keepalives_idle": "60",
+    "keepalives_interval": "10",
+    "keepalives_count": "9",
+    "tcp_user_timeout": "150000",
+}
 
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
@@ -191,6 +199,8 @@ class Transport(StoreTransport):
         # A standby takes no messages: libpq goes on to the next host.
         conninfo.setdefault("target_session_attrs", "read-write")
         conninfo.setdefault("application_name", "greenconn")
+        for name, value in _KEEPALIVE.items():
+            conninfo.setdefault(name, value)
         conninfo["client_encoding"] = "utf8"
         conninfo.pop("connect_timeout", None)  # the connection's own
         return conninfo
@@ -392,7 +402,7 @@ class PostgresStore(Store):
                 )
 
     def _look(self) -> None:
-        """Do what is due, whoever has left it.  Within a call."""
+        """Do what is due, and clean up behind dead links.  Within a call."""
         session, queues = self.session, self._queues
         number = self._number
         ready = messages.release_due(session)

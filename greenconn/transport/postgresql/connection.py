@@ -120,6 +120,8 @@ def as_error(exc: psycopg.Error, where: str) -> Exception:
     """
     ours: Exception = exc
     if isinstance(exc, AMQPError):
+        if where not in str(exc):
+            exc.args = (f"{where}: {exc}",)
         return ours
     code = exc.sqlstate or ""
     said = mask_secrets(" ".join(str(exc).split()))
@@ -153,9 +155,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     Attributes:
         on_idle: called in the hub when the server has sent something while no greenlet waited.
+        reply_timeout: seconds that the server may be silent while a greenlet waits; None is no limit.
     """
 
     on_idle: Callable[[], object] | None = None
+    reply_timeout: float | None = None
     _slot: Slot[int] | None = None
     _reader: Any = None
     _writer: Any = None
@@ -189,7 +193,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         try:
             if events & _WRITE:
                 self._writer.start(slot.offer, _WRITE)
-            return slot.wait(NEVER)
+            return slot.wait(NEVER if self.reply_timeout is None else Deadline(self.reply_timeout))
+        except TimeoutError as exc:
+            self.drop()
+            raise LinkLost(f"no reply within {self.reply_timeout:g} s") from exc
         except BaseException:
             self.drop()
             raise
@@ -396,8 +403,11 @@ class Session:
         #: Whether the call that runs has changed something that cannot be undone.
         self._has_committed = False
 
-    def open(self, deadline: Deadline, statement_timeout: float | None) -> None:
+    def open(self, deadline: Deadline, reply_timeout: float | None) -> None:
         """Connect.  May switch.
+
+        Arguments:
+            reply_timeout: seconds that a statement may take; None is no limit.
 
         Raises:
             as :func:`connect`.
@@ -410,7 +420,8 @@ class Session:
         self._cursor = connection.cursor(binary=True)
         connection.add_notify_handler(self._notified)
         connection.on_idle = weakly(self._on_idle)
-        limit_ms = int((statement_timeout or 0.0) * 1000)
+        connection.reply_timeout = reply_timeout
+        limit_ms = int((reply_timeout or 0.0) * 1000)
         ((*_, self.user, is_standby),) = self.call(self.fetch, _GREETING, (str(limit_ms),))
         if is_standby:  # ``target_session_attrs`` of the URL lets it pass
             raise LinkLost(f"{self.where}: the server is a standby, which takes no messages")

@@ -7,8 +7,8 @@ held stays until the end of the lease, since the program may live, and go on wit
 connection.
 
 No wake-up is missing: a link arms its consumers, and looks for messages once more after that has been
-committed.  Whoever stores messages looks for armed consumers after *that* has been committed.  One of
-the two sees the other.
+committed.  A link that stores messages looks for armed consumers after *that* has been committed.  One
+of the two sees the other.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def announce(
     """Notify the links that wait for messages of some queues.  After they were committed only.
 
     Arguments:
-        due_in: seconds until one of them may be delivered, or dies: all that consume are told.
+        due_in: seconds until one of them may be delivered, or dies; notifies all consumers.
     """
     if numbers:
         session.fetch(_ANNOUNCE, (list(numbers), owner))
@@ -332,10 +332,10 @@ class Queues:
             owners = {owner for (owner,) in found}
         if not owners:
             return set()
-        # Whoever gets a lock that a session holds as long as it lives finds that it is dead.
+        # A living session holds its lock: where another one gets it, that session is dead.
         alive = self._session.fetch(
             "SELECT owner FROM greenconn.links WHERE owner = ANY (%b::text[]) "
-            "AND NOT pg_try_advisory_xact_lock_shared(number)",
+            "AND lease_until > now() AND NOT pg_try_advisory_xact_lock_shared(number)",
             (list(owners),),
         )
         living = {owner for (owner,) in alive if not is_lost(owner)}

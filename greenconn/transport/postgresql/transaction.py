@@ -131,7 +131,7 @@ def store_of(channel: StoreChannel[Any]) -> PostgresStore:
 
 
 class TransactionChannel:
-    """What publishes over a channel in a transaction.  Messages are stored by :meth:`store`, together.
+    """Publishes over a channel in a transaction.  Messages are stored by :meth:`store`, together.
 
     Arguments:
         channel: knows the exchanges and the queues.

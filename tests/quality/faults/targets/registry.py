@@ -17,6 +17,7 @@ from tests.quality.faults.targets.stores import (
     beanstalk_target,
     couchdb_target,
     mongodb_target,
+    postgresql_target,
     sqs_target,
 )
 
@@ -30,6 +31,7 @@ TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {
     "beanstalk": beanstalk_target,
     "sqs": sqs_target,
     "mongodb": mongodb_target,
+    "postgresql": postgresql_target,
     "couchdb": couchdb_target,
     "rabbitmq-cluster": rabbitmq_cluster_target,
     "redis-cluster": redis_cluster_target,

@@ -1,4 +1,4 @@
-"""Servers that know nothing of AMQP, in a storm: beanstalk, SQS, MongoDB, CouchDB."""
+"""Servers that know nothing of AMQP, in a storm: PostgreSQL, beanstalk, SQS, MongoDB, CouchDB."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import ACCESS_KEY, SECRET_KEY, MotoServer
 from tests.brokers.packages import NoBroker
+from tests.brokers.postgresql import PostgresServer
 from tests.brokers.pouchdb import PouchDB
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, Server, places_of
@@ -111,6 +112,13 @@ class BeanstalkTarget(StoreTarget):
         self._server.start()
 
 
+class PostgresTarget(StoreTarget):
+    """PostgreSQL: relays stand before its port."""
+
+    def _url(self, port: int) -> str:
+        return f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+
 class SqsTarget(StoreTarget):
     """moto's server, which forgets all when it ends: it is not killed."""
 
@@ -167,6 +175,11 @@ def couchdb_target() -> AbstractContextManager[StoreTarget]:
 def mongodb_target() -> AbstractContextManager[StoreTarget]:
     """Start the stand-in for MongoDB; it ends with the block.  May switch."""
     return _target("mongodb", lambda keeper: MongoStandin(keeper, is_durable=True), 60.0)
+
+
+def postgresql_target() -> AbstractContextManager[StoreTarget]:
+    """Start a PostgreSQL; it ends with the block.  May switch."""
+    return _target("postgresql", PostgresServer, float("inf"), PostgresTarget)
 
 
 def sqs_target() -> AbstractContextManager[StoreTarget]:
