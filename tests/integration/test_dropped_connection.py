@@ -21,6 +21,7 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import HANDLERS
 from greenconn.transport import base, memory
 from greenconn.transport.base import Link
+from tests.brokers.redis_server import RedisServer
 from tests.integration.processes import run
 
 SOON = 30.0
@@ -103,14 +104,6 @@ def with_publish(url: str, queue: str) -> None:
     greenconn.publish(Queue(queue), {"n": 1}, connection=Connection(url))
 
 
-def with_delay(url: str, queue: str) -> None:
-    with_get(url, queue)
-    connection = Connection(url)
-    greenconn.publish(Queue(queue), {"n": 2}, connection=connection, delay=3600)
-    with Consumer(connection.channel(), [Queue(queue)], callbacks=[lambda body, message: None]):
-        gevent.sleep(0)
-
-
 SHAPES = [
     only_open,
     with_channel,
@@ -119,7 +112,6 @@ SHAPES = [
     with_pools,
     with_get,
     with_publish,
-    with_delay,
 ]
 
 
@@ -200,6 +192,35 @@ def test_whoever_waits_on_a_connection_keeps_it(
         Producer(connection).publish(1, routing_key=unique)
         assert handled.wait(SOON)
         Queue(unique)(connection).delete()
+    assert_closed(links_before)
+
+
+def with_delay(url: str, queue: str) -> None:
+    greenconn.publish(queue, 1, connection=Connection(url), declare=True, delay=600)
+
+
+def with_delays_of_others(url: str, queue: str) -> None:
+    with Connection(url) as connection:
+        greenconn.publish(queue, 1, connection=connection, declare=True, delay=600)
+    with_consumer(url, queue)
+
+
+def with_expiry(url: str, queue: str) -> None:
+    expiring = Queue(queue, message_ttl=600)
+    with Consumer(Connection(url).channel(), [expiring], callbacks=[print]):
+        yield_to_hub()
+
+
+@pytest.mark.parametrize(
+    "use", [with_delay, with_delays_of_others, with_expiry], ids=lambda each: each.__name__
+)
+def test_what_waits_on_a_redis_does_not_keep_a_connection(
+    own_redis: RedisServer,
+    unique: str,
+    use: Callable[[str, str], None],
+    links_before: set[int],
+) -> None:
+    use(own_redis.url, unique)
     assert_closed(links_before)
 
 

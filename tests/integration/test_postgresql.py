@@ -84,6 +84,19 @@ def test_who_is_killed_within_a_statement_ends_the_connection(
     until(lambda: postgresql.execute(gone, (pid,)).fetchone() == (0,), SOON)
 
 
+def test_server_that_is_silent_for_too_long_is_lost(
+    postgresql_server: str, postgresql: Database
+) -> None:
+    session = Session(parsed(postgresql_server), "here", "none", _ignore, _ignore)
+    session.open(Deadline(SOON), 0.2)
+    session.call(session.fetch, "SET statement_timeout = 0")
+    postgresql.execute("SELECT pg_advisory_lock(4713)")
+    with pytest.raises(LinkLost, match=r"here: no reply within 0\.2 s"):
+        session.call(session.fetch, "SELECT pg_advisory_lock(4713)")
+    assert not session.is_open
+    postgresql.execute("SELECT pg_advisory_unlock(4713)")
+
+
 def test_idle_consumer_sends_nothing_until_it_is_notified(
     postgresql_url: str, postgresql: Database, unique: str
 ) -> None:

@@ -227,11 +227,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         elif reader is not None:
             _inherited.append(self)  # closing it would end the session of the parent
 
-    def __del__(self) -> None:  # type: ignore[override]
-        # A program may drop a connection without closing it: this does, in whichever thread.
-        if hasattr(self, "pgconn") and not self.closed and self not in _inherited:
-            with suppress(Exception):
-                self.drop()
+    def __del__(self, *arguments: Any) -> None:
+        # The program has dropped it, and its link, which closes in order: it requeues what it holds.  So
+        # it lives on for a while, but the collector has cleared all weak references to it.
+        if self._reader is not None:
+            self._reader.callback = weakly(self._on_readable)
 
 
 def connect(conninfo: Mapping[str, Any], deadline: Deadline, where: str) -> Connection:

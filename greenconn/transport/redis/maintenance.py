@@ -354,7 +354,7 @@ class Expiry:
             self.forget(queue)
             watch = _Watch(self._commands, self._claims, self._requeuer, queue, seconds)
             self._watched[queue] = watch
-            spawn("redis-expiry", self._run, watch)
+            spawn("redis-expiry", _look_after, ref(watch), watch.is_over)
 
     def watches(self, queue: str) -> bool:
         """Return whether it looks after a queue."""
@@ -371,30 +371,37 @@ class Expiry:
         for queue in list(self._watched):
             self.forget(queue)
 
-    def _run(self, watch: _Watch) -> None:
-        commands = self._commands
-        has_failed = False
-        while not watch.is_over.is_set():
-            try:
-                watch.check()
-                has_failed = False
-            except PASSING as exc:
-                if commands.lost is not None:
-                    return
-                if not has_failed:
-                    logger.error(
-                        "%s: messages of queue %r do not expire: %s",
-                        commands.where,
-                        watch.queue,
-                        exc,
-                        extra={"connection": commands.where, "queue": watch.queue},
-                    )
-                has_failed = True
-            except Exception:
-                if commands.lost is None:
-                    raise
-                return  # it ended with an error of another kind
-            watch.is_over.wait(max(watch.seconds / LOOKS, LEAST_PAUSE))
+
+def _look_after(reference: ref[_Watch], is_over: Event) -> None:
+    # As _run().
+    has_failed = False
+    while not is_over.is_set():
+        watch = reference()
+        if watch is None:
+            return
+        commands = watch.commands
+        try:
+            watch.check()
+            has_failed = False
+        except PASSING as exc:
+            if commands.lost is not None:
+                return
+            if not has_failed:
+                logger.error(
+                    "%s: messages of queue %r do not expire: %s",
+                    commands.where,
+                    watch.queue,
+                    exc,
+                    extra={"connection": commands.where, "queue": watch.queue},
+                )
+            has_failed = True
+        except Exception:
+            if commands.lost is None:
+                raise
+            return  # it ended with an error of another kind
+        pause = max(watch.seconds / LOOKS, LEAST_PAUSE)
+        del watch, commands
+        is_over.wait(pause)
 
 
 class _Watch:
@@ -404,6 +411,7 @@ class _Watch:
         seconds: the time to live.
 
     Attributes:
+        commands: of the link.
         is_over: set when it is maintained no longer.
     """
 
@@ -415,7 +423,7 @@ class _Watch:
         queue: str,
         seconds: float,
     ) -> None:
-        self._commands = commands
+        self.commands = commands
         self._claims = claims
         self._requeuer = requeuer
         self.queue = queue
@@ -428,7 +436,7 @@ class _Watch:
     def check(self) -> None:
         """Note the newest messages, and make dead letters of those that have expired.  May switch."""
         self._claims.check(ENDLESS)
-        replies = self._commands.call_all(
+        replies = self.commands.call_all(
             [command for key in self._lists for command in _asked(key)],
             what="looking for expired messages",
         )
@@ -464,7 +472,7 @@ class _Watch:
         Returns:
             how many have expired, and how many are left.
         """
-        commands, claims = self._commands, self._claims
+        commands, claims = self.commands, self._claims
         first = claims.take_numbers(CLAIM_COUNT)
         numbers = range(first, first + CLAIM_COUNT)
         claims.under_way.update(numbers)  # the next life looks what they hold
