@@ -113,7 +113,9 @@ def test_idle_consumer_sends_nothing_until_it_is_notified(
         assert consumer.wait_ready(SOON)
         armed = f'SELECT bool_and(armed) FROM "{unique}".consumers'
         until(lambda: postgresql.execute(armed).fetchone() == (True,), SOON)
-        until(lambda: _first(postgresql, last, idle_name)[0] == "idle", SOON)
+        # The last look is behind the arming.
+        looked = "state = 'idle' AND query LIKE '%%picked%%'"
+        until(lambda: _first(postgresql, f"{last} AND {looked}", idle_name) is not None, SOON)
         before = _first(postgresql, last, idle_name)
         for number in range(20):
             greenconn.publish("busy", number, connection=busy, declare=True)
