@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import gevent
 import psycopg
 
 import greenconn
 from benchmarks.rivals.shape import PREFETCH
-from benchmarks.stage import BODY
 from benchmarks.stores import greenconn_works
-from benchmarks.stores.stage import StoreStage
+from benchmarks.stores.stage import TableStage
 
 
-class Stage(StoreStage):
-    """Queues in tables that are emptied afterwards.
-
-    Attributes:
-        api: the library that is measured, which fills its queues itself.
-    """
-
-    api: Any = None
+class Stage(TableStage):
+    """Queues in tables that are emptied afterwards."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -45,20 +38,8 @@ class Stage(StoreStage):
         """Close the own connection."""
         self._database.close()
 
-    def source(self, count: int) -> str:
-        name = self.name()
-        with self.api.Connection(self.url) as connection:
-            self.api.Queue(name)(connection.default_channel).declare()
-            producer = connection.Producer()
-            for _ in range(count):
-                producer.publish(BODY, routing_key=name)
-        return name
-
-    def wait_empty(self, queue: str) -> None:
-        if self.api is not greenconn:
-            return  # a message is marked when it is taken, and stays
-        while self._database.execute(f"SELECT 1 FROM {self._table} LIMIT {PREFETCH}").fetchall():
-            gevent.sleep(0.02)
+    def messages(self) -> Sequence[object]:
+        return self._database.execute(f"SELECT 1 FROM {self._table} LIMIT {PREFETCH}").fetchall()
 
 
 class Works(greenconn_works.Works):

@@ -33,40 +33,22 @@ MONGODB = rivals(
     )
 )
 
-SQLITE = {
-    "greenconn": Rival(
-        title="greenconn", module="benchmarks.stores.sqlite_greenconn", distribution="greenconn"
-    ),
-    "patched": Rival(
-        title="greenconn, patched",
-        module="benchmarks.stores.sqlite_greenconn",
-        distribution="greenconn",
-        patched=True,
-    ),
-    "kombu": Rival(
-        title="kombu (SQLAlchemy)",
-        module="benchmarks.stores.sqlite_kombu",
-        distribution="sqlalchemy",
-        patched=True,
-    ),
-}
-POSTGRESQL = {
-    "greenconn": Rival(
-        title="greenconn", module="benchmarks.stores.postgresql", distribution="greenconn"
-    ),
-    "patched": Rival(
-        title="greenconn, patched",
-        module="benchmarks.stores.postgresql",
-        distribution="greenconn",
-        patched=True,
-    ),
-    "kombu": Rival(
-        title="kombu (SQLAlchemy)",
-        module="benchmarks.stores.postgresql_kombu",
-        distribution="sqlalchemy",
-        patched=True,
-    ),
-}
+
+def of_tables(greenconn: str, kombu: str) -> dict[str, Rival]:
+    """greenconn, and kombu over SQLAlchemy; each by its module."""
+    return {
+        "greenconn": Rival(title="greenconn", module=greenconn, distribution="greenconn"),
+        "patched": Rival(
+            title="greenconn, patched", module=greenconn, distribution="greenconn", patched=True
+        ),
+        "kombu": Rival(
+            title="kombu (SQLAlchemy)", module=kombu, distribution="sqlalchemy", patched=True
+        ),
+    }
+
+
+SQLITE = of_tables("benchmarks.stores.sqlite_greenconn", "benchmarks.stores.sqlite_kombu")
+POSTGRESQL = of_tables("benchmarks.stores.postgresql", "benchmarks.stores.postgresql_kombu")
 #: Today's kombu has no such transport.
 COUCHDB = rivals(
     http=Rival(

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import gevent
-
 from benchmarks.rivals.shape import PREFETCH
-from benchmarks.stage import BODY
-from benchmarks.stores.stage import StoreStage
+from benchmarks.stores.stage import TableStage
 
 
-class Stage(StoreStage):
-    """Queues in files that are emptied afterwards.
-
-    Attributes:
-        api: the library that is measured, which fills its queues itself.
-    """
-
-    api: Any = None
+class Stage(TableStage):
+    """Queues in files that are emptied afterwards."""
 
     def of(self, api: Any, prefix: str = "") -> str:
         """The address for a library."""
@@ -44,17 +36,5 @@ class Stage(StoreStage):
     def close(self) -> None:
         """Nothing is open."""
 
-    def source(self, count: int) -> str:
-        name = self.name()
-        with self.api.Connection(self.url) as connection:
-            self.api.Queue(name)(connection.default_channel).declare()
-            producer = connection.Producer()
-            for _ in range(count):
-                producer.publish(BODY, routing_key=name)
-        return name
-
-    def wait_empty(self, queue: str) -> None:
-        if self.api.__name__ != "greenconn":
-            return  # a message is marked when it is taken, and stays
-        while self._execute(f"SELECT 1 FROM messages LIMIT {PREFETCH}"):
-            gevent.sleep(0.02)
+    def messages(self) -> Sequence[object]:
+        return self._execute(f"SELECT 1 FROM messages LIMIT {PREFETCH}")
