@@ -590,8 +590,11 @@ class Publisher:
             OperationalError: see :func:`greenconn.publish`.
             Exception: what a statement of the transaction raises.
         """
-        for message in messages:
-            if (observers := LISTENERS.publishing) is not None:
+        self._session.broker.check_transactions(
+            "publish after the commit, or by greenconn.contrib.outbox"
+        )
+        if (observers := LISTENERS.publishing) is not None:
+            for message in messages:
                 message.observe(observers, self.label)
         error: BaseException | None = None
         try:
@@ -609,13 +612,7 @@ class Publisher:
     ) -> None:
         def begin() -> tuple[Any, list[Any]]:
             self.ensure_target(messages[0].options, deadline)
-            within = getattr(self.shared_channel(deadline), "within", None)
-            if within is None:
-                raise ValueError(
-                    f"transaction= needs a broker in the database of the transaction (postgresql://), "
-                    f"got {self.label}: publish after the commit, or by greenconn.contrib.outbox"
-                )
-            channel = within(transaction)
+            channel = self.shared_channel(deadline).within(transaction)
             return channel, [message.begin(channel, deadline) for message in messages]
 
         try:

@@ -244,6 +244,21 @@ class Broker:
         """Its class."""
         return get_transport_cls(self.parameters.transport or DEFAULT_TRANSPORT)
 
+    def check_transactions(self, remedy: str) -> None:
+        """Refuse a broker whose messages are no rows of a database.
+
+        Arguments:
+            remedy: what to do instead.
+
+        Raises:
+            ValueError: names the broker and the remedy.
+        """
+        if not hasattr(getattr(self.transport, "Channel", None), "within"):
+            raise ValueError(
+                f"transaction= needs a broker in the database of the transaction (postgresql://), got "
+                f"{self.label}: {remedy}"
+            )
+
     def drop_transport(self) -> None:
         """Make a new transport when one is needed again."""
         self._transport = self._label = None

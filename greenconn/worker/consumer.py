@@ -26,7 +26,6 @@ from greenconn.worker.options import (
     QueueLike,
     checked_options,
 )
-from greenconn.worker.transaction import check_transactions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -598,7 +597,7 @@ def spawn_consumer(
     options = checked_options(queue, given, consumer_args)
     connection = consuming_connection(connection)
     if options.transaction is not None:
-        check_transactions(connection)
+        connection.session.broker.check_transactions("use greenconn.contrib.idempotency")
     consumer = ConsumerGreenlet(options, connection)
     consumer.start()
     return consumer

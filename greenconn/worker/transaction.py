@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from gevent import Timeout
+
 from greenconn.checks import check_has_run
 from greenconn.green.supervisor import spawn
 from greenconn.log import message_fields
 
 if TYPE_CHECKING:
-    from greenconn.connection import Connection
     from greenconn.message import Message
 
 logger = logging.getLogger("greenconn.worker")
@@ -67,7 +68,7 @@ class TransactionHandler:
                     raise _NotHeld
         except _NotHeld:
             _log_not_held(message)
-        except Exception:
+        except (Exception, Timeout):
             # An error of the commit does not tell whether it is done: the row of the message does.
             if ack is None or ack.is_held(message):
                 raise
@@ -122,19 +123,6 @@ def _session(make: Callable[[], Any]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
 def takes_session(given: Any) -> bool:
     """Return whether the handler gets a session or connection beside the message."""
     return not isinstance(given, str)
-
-
-def check_transactions(connection: Connection) -> None:
-    """Refuse a broker whose messages are no rows of a database.
-
-    Raises:
-        ValueError: names the broker and the remedy.
-    """
-    if not hasattr(connection.transport.Channel, "within"):
-        raise ValueError(
-            f"transaction= needs a broker in the database of the transaction (postgresql://), got "
-            f"{connection.as_uri()}: use greenconn.contrib.idempotency"
-        )
 
 
 def _log_not_held(message: Message) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from gevent import Timeout
 from gevent.queue import Queue as Inbox
 
 import greenconn
@@ -373,9 +374,10 @@ def test_a_transaction_whose_message_went_to_another_is_rolled_back(
     assert waiting(connection, "orders") == 0
 
 
+@pytest.mark.parametrize("error", [psycopg.OperationalError("the reply is lost"), Timeout(None)])
 @pytest.mark.parametrize("is_done", [True, False])
 def test_a_commit_whose_reply_is_lost_is_looked_up(
-    connection: Connection, engine: Any, ledger: Ledger, is_done: bool
+    connection: Connection, engine: Any, ledger: Ledger, is_done: bool, error: BaseException
 ) -> None:
     calls: list[int] = []
 
@@ -388,7 +390,7 @@ def test_a_commit_whose_reply_is_lost_is_looked_up(
             else:
                 self.rollback()
             if len(calls) == 1:
-                raise psycopg.OperationalError("the reply is lost")
+                raise error
 
     def handle(body: int, message: Any, session: Session) -> None:
         calls.append(body)
@@ -445,7 +447,10 @@ def test_what_begins_no_transaction(connection: Connection, engine: Any) -> None
     refused(TypeError, "three arguments", handle)
     refused(TypeError, "transaction must be the alias", handle_in, transaction=5)
     refused(ValueError, "with no_ack", handle_in, no_ack=True)
-    refused(ValueError, "got memory://", handle_in, connection="memory://")
+    for url in ("memory://", "amqp://", "redis://"):
+        refused(ValueError, f"got {url}", handle_in, connection=url)
+        with pytest.raises(ValueError, match=f"got {url}"):
+            greenconn.publish("orders", 1, connection=url, transaction=engine)
 
 
 #: Consumes in transactions, in each of which a row is written.
