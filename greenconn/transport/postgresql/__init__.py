@@ -319,9 +319,8 @@ class PostgresStore(Store):
 
     def _leave(self, session: Session, number: int) -> None:
         returned = messages.requeue_all(session, number)
-        self._queues.bury([self.owner])
-        announce(session, returned, self.owner)
-        deregister(session, number)
+        self._queues.remove_links([self.owner])
+        announce(session, returned, self.owner)  # its lock goes with the session
 
     def drop(self) -> None:
         self._is_open = False
@@ -410,7 +409,7 @@ class PostgresStore(Store):
             ready |= messages.release_expired(session, number)
         announce(session, ready, self.owner)
         if number is not None:
-            queues.bury(queues.dead_owners())
+            queues.remove_links(queues.dead_owners())
             queues.drop_idle()
             dead = messages.take_dead(session, number, queues)
             if dead:
@@ -463,7 +462,7 @@ class PostgresStore(Store):
             return True
         self._register()
         row = self._queues.set_consumers(name, consumers, exclusive)
-        if row is False and self._queues.bury_rivals(name):
+        if row is False and self._queues.remove_dead_rivals(name):
             row = self._queues.set_consumers(name, consumers, exclusive)
         if row is False:
             return False

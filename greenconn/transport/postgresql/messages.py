@@ -63,27 +63,24 @@ def earliest(*times: float | None) -> float | None:
 
 # -- storing
 
-#: The columns of messages that are stored together, as :func:`columns_of` returns them.
-MESSAGE_COLUMNS: Final = (
-    "%s::text[], %s::int2[], %s::float8[], %s::float8[], %s::text[], %s::bytea[]"
-)
-#: Stores messages in the order in which they are given, but for queues with a maximum length, and
-#: returns the queues.  Those that it returns are those that it has seen when it stored.
-_PUT: Final = f"""
+#: Stores messages in the order in which they are given, but for queues with a maximum length.  Its
+#: values are the names of their queues, and their :func:`columns_of`.  ``target`` has the queues that
+#: it has seen when it stored.
+STORE: Final = """
 WITH target AS MATERIALIZED (
-    SELECT id, name, is_bounded FROM greenconn.queues WHERE name = ANY (%b::text[])
+    SELECT id, name, is_bounded FROM greenconn.queues WHERE name = ANY (%s::text[])
 ), stored AS (
     INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
     SELECT t.id, e.priority, now() + e.delay * interval '1 s',
         now() + (coalesce(e.delay, 0) + e.lifetime) * interval '1 s', e.envelope, e.body
-    FROM unnest({MESSAGE_COLUMNS.replace("%s", "%b")})
+    FROM unnest(%s::text[], %s::int2[], %s::float8[], %s::float8[], %s::text[], %s::bytea[])
         WITH ORDINALITY AS e (queue, priority, delay, lifetime, envelope, body, number)
     JOIN target t ON t.name = e.queue
     WHERE NOT t.is_bounded
     ORDER BY e.number
 )
-SELECT name, id, is_bounded FROM target
 """
+_PUT: Final = STORE.replace("%s", "%b") + "SELECT name, id, is_bounded FROM target"
 #: The same for one message; returns nothing where it is not stored.
 _PUT_ALONE: Final = """
 INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)

@@ -175,7 +175,7 @@ class Queues:
             return None
         owner = row.declaration.owner
         if owner is not None and owner != self._owner and owner in self.dead_owners([owner]):
-            self.bury([owner])
+            self.remove_links([owner])
             return None
         return row.declaration
 
@@ -292,14 +292,14 @@ class Queues:
             announce(self._session, [row.id], self._owner)  # the next one's turn
         return row
 
-    def bury_rivals(self, name: str) -> bool:
+    def remove_dead_rivals(self, name: str) -> bool:
         """Remove the consumers of a queue whose links are dead; return whether there were any."""
         found = self._session.fetch(
             "SELECT c.owner FROM greenconn.consumers c JOIN greenconn.queues q ON q.id = c.queue "
             "WHERE q.name = %b AND c.owner <> %b",
             (name, self._owner),
         )
-        return bool(self.bury(self.dead_owners({owner for (owner,) in found})))
+        return bool(self.remove_links(self.dead_owners({owner for (owner,) in found})))
 
     def other_consumers(self, name: str) -> int:
         """Return the number of consumers that other links have."""
@@ -341,7 +341,7 @@ class Queues:
         living = {owner for (owner,) in alive if not is_lost(owner)}
         return set(owners).difference(living, {self._owner})
 
-    def bury(self, owners: Collection[str]) -> Collection[str]:
+    def remove_links(self, owners: Collection[str]) -> Collection[str]:
         """Remove the consumers, the exclusive and the unused auto-delete queues of dead links."""
         for owner in owners:
             with self._session.transaction():

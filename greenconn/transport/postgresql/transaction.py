@@ -14,7 +14,7 @@ from greenconn.broker.port import Entry, NoQueue
 from greenconn.broker.publishing import CopyOutcomes, StoredResult, StorePublisher
 from greenconn.exceptions import PublishRefused
 from greenconn.green.deadline import Deadline
-from greenconn.transport.postgresql.messages import MESSAGE_COLUMNS, columns_of
+from greenconn.transport.postgresql.messages import STORE, columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection as SqlalchemyConnection
@@ -31,21 +31,10 @@ _IDLE: Final = 0
 
 #: Stores messages and notifies all links of the schema at the commit: who waits then is not known yet.
 #: The time is that of the statement, as a transaction may be long.
-_PUT: Final = f"""
-WITH target AS MATERIALIZED (
-    SELECT id, name, is_bounded FROM greenconn.queues WHERE name = ANY (%s::text[])
-), stored AS (
-    INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
-    SELECT t.id, e.priority, clock_timestamp() + e.delay * interval '1 s',
-        clock_timestamp() + (coalesce(e.delay, 0) + e.lifetime) * interval '1 s', e.envelope, e.body
-    FROM unnest({MESSAGE_COLUMNS})
-        WITH ORDINALITY AS e (queue, priority, delay, lifetime, envelope, body, number)
-    JOIN target t ON t.name = e.queue
-    WHERE NOT t.is_bounded
-    ORDER BY e.number
+_PUT: Final = (
+    STORE.replace("now()", "clock_timestamp()")
+    + "SELECT name, is_bounded, pg_notify(%s, id || %s) FROM target"
 )
-SELECT name, is_bounded, pg_notify(%s, id || %s) FROM target
-"""
 
 _ACK: Final = "DELETE FROM greenconn.messages WHERE id = %s AND holder = %s RETURNING id"
 
