@@ -48,6 +48,9 @@ STEP: Final = 0.001
 
 #: Pieces of a large body that are received before the hub has a turn.
 AT_ONCE: Final = 8
+#: Seconds: who has received something that recently need not look whether the peer has ended it, which
+#: costs a call of the kernel: a caller of RPC would, for each request.
+FRESH: Final = 0.001
 
 #: What is received goes through one buffer for each hub: a receive never switches, and to ask the
 #: kernel for new memory of that size, and give most of it back, costs more than to copy what came.
@@ -331,6 +334,8 @@ class Stream:
         For a greenlet that writes what nothing answers: after a long computation the peer may have
         ended the connection, which only the kernel knows.
         """
+        if monotonic() - self.received_at < FRESH:
+            return
         try:
             for _ in range(AT_ONCE):
                 if self._state is not _READING or not self._poll(0):

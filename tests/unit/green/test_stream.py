@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from greenconn.green import stream
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.stream import EndOfFile, Stream
+from greenconn.green.stream import FRESH, EndOfFile, Stream
 from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
 from tests.fix_interrupts import interruptions
@@ -260,10 +260,12 @@ def test_an_idle_stream_costs_no_switch(owner: Owner) -> None:
 
 
 def arrived(stream: Stream) -> None:
-    """Keep the processor until there is something to receive."""
+    """Keep the processor until there is something to receive, and nothing was for a while."""
     poll = get_original("select", "poll")()
     poll.register(stream._sock.fileno(), POLLIN)
     assert poll.poll(60_000)
+    while monotonic() - stream.received_at < FRESH:
+        pass
 
 
 def test_what_came_while_no_hub_ran_is_taken_without_a_switch(owner: Owner) -> None:
@@ -282,6 +284,16 @@ def test_what_came_while_no_hub_ran_is_taken_without_a_switch(owner: Owner) -> N
     assert not switched
     owner.wire.send(b"r than that")  # the reader goes on
     until(lambda: owner.received == b"later than that")
+
+
+def test_a_stream_that_has_just_received_does_not_ask_the_kernel(owner: Owner) -> None:
+    yield_to_hub()
+    owner.wire.theirs.send(b"late")
+    arrived(owner.stream)
+    owner.stream.received_at = monotonic() + 60
+    owner.stream.catch_up()
+    assert not owner.pieces
+    until(lambda: owner.received == b"late")
 
 
 def test_an_end_that_came_while_no_hub_ran_is_reported(owner: Owner) -> None:
