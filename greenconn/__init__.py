@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from greenconn.worker import (
         ConsumerGreenlet,
         dead_letters,
+        in_order,
         spawn_consumer,
         stop_consumers,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "enable_insecure_serializers",
     "eventloop",
     "health",
+    "in_order",
     "parse_url",
     "producers",
     "publish",
@@ -91,7 +93,7 @@ _NAMES = {
     "service.app": ("App",),
     "service.offsets": ("FileOffsets", "QueueOffsets"),
     "url": ("parse_url",),
-    "worker": ("ConsumerGreenlet", "dead_letters", "spawn_consumer", "stop_consumers"),
+    "worker": ("ConsumerGreenlet", "dead_letters", "in_order", "spawn_consumer", "stop_consumers"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -26,7 +26,9 @@ class Sink(Protocol):
 
     ``deliver`` and ``cancelled`` are called by the connection's reader: they append, wake and return;
     they never switch greenlets and never raise.  One in which no message ever waits may have an
-    attribute ``keeps_messages`` that is False, so that nothing is counted.
+    attribute ``keeps_messages`` that is False, so that nothing is counted.  One whose messages must come
+    back in their order may have an attribute ``keeps_order`` that is True: what its channel has not
+    acknowledged is requeued in one step with the end of the channel, before another consumer is served.
     """
 
     #: Set by the channel when nothing but memory bounds this consumer (``no_ack``, or no prefetch):

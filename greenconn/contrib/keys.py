@@ -1,13 +1,8 @@
-"""Decorators for handlers: processing in order for each key, and rate limits for each key.
+"""A decorator for handlers: a rate limit for each key.
 
 ::
 
-    from greenconn.contrib.keys import in_order, rate_limited
-
-    @app.consumer("orders", concurrency=200)
-    @in_order(lambda body, message: body["customer"], running=10)
-    def ship(body, message):
-        ...
+    from greenconn.contrib.keys import rate_limited
 
     @app.consumer("mail", concurrency=200)
     @rate_limited(5, per=1.0, key=lambda body, message: body["to"])
@@ -23,69 +18,26 @@ them.  The limits apply to each process separately.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
 from functools import wraps
 from heapq import heappop, heappush
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 import gevent
-from gevent.lock import Semaphore
 
 from greenconn.checks import Seconds, in_seconds, is_number
-from greenconn.green.deadline import NEVER
 from greenconn.green.hub import PerHub
-from greenconn.green.slot import Slot
 from greenconn.message import Message
 from greenconn.worker.dispatch import Parked
 
-__all__ = ["in_order", "rate_limited"]
+__all__ = ["rate_limited"]
 
 H = TypeVar("H", bound=Callable[..., Any])
 Key = Callable[[Any, Message], Hashable]
 
 #: Keys after which those that are free again are forgotten.
 SWEEP: Final = 1000
-
-
-def in_order(key: Key, *, running: int | None = None) -> Callable[[H], H]:
-    """Return a decorator that makes a handler process the messages of each ordering key sequentially.
-
-    Messages with the same key are handled in the order of their delivery.  Messages with different keys
-    are handled concurrently.  A message that failed and is retried is redelivered after its successors.
-
-    Arguments:
-        key: a function that takes the decoded body and the message and returns the ordering key.
-        running: the maximum number of handlers that run concurrently, for all keys together.  None sets
-            no limit beside ``concurrency``.
-
-    Raises:
-        ValueError: *running* is not a positive integer.
-    """
-    if running is not None and (not isinstance(running, int) or running < 1):
-        raise ValueError(f"in_order.running must be a positive integer, or None, got {running!r}")
-    lines = PerHub(_Lines)
-    places: PerHub[Any] = PerHub(lambda: nullcontext() if running is None else Semaphore(running))
-
-    def decorate(handler: H) -> H:
-        @wraps(handler)
-        def handle(body: Any, message: Message) -> Any:
-            _check_single(message, "in_order")
-            own_key, own_lines = key(body, message), lines.get()
-            with Parked(message) as parked:
-                own_lines.enter(own_key)
-                try:
-                    with places.get():
-                        parked.begin()
-                        return handler(body, message)
-                finally:
-                    own_lines.leave(own_key)
-
-        return handle  # type: ignore[return-value]
-
-    return decorate
 
 
 def rate_limited(
@@ -141,40 +93,6 @@ def rate_limited(
 def _check_single(message: object, name: str) -> None:
     if isinstance(message, list):
         raise TypeError(f"{name} must not be used with batch_size: a batch has no key")
-
-
-class _Lines:
-    """The handlers that run, one for each key, and those that wait behind them."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        #: A key that is here has a handler that runs.
-        self._waiting: dict[Hashable, deque[Slot[None]]] = {}
-
-    def enter(self, key: Hashable) -> None:
-        """Wait until no other handler of this key runs.  May switch."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self._waiting[key] = deque()
-            return
-        slot: Slot[None] = Slot()
-        waiting.append(slot)
-        try:
-            slot.wait(NEVER)
-        except BaseException:
-            # Interrupted; the turn may have come at the same moment.
-            if slot.is_filled:
-                self.leave(key)
-            raise
-
-    def leave(self, key: Hashable) -> None:
-        """Let the next waiting handler of this key run.  Never switches."""
-        waiting = self._waiting[key]
-        while waiting:
-            if waiting.popleft().offer(None):
-                return
-        del self._waiting[key]
 
 
 class Buckets:

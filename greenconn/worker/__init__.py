@@ -4,12 +4,14 @@ from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer, stop_con
 from greenconn.worker.dispatch import Interrupted
 from greenconn.worker.failures import dead_letters
 from greenconn.worker.lifecycle import ConsumerState
+from greenconn.worker.ordering import in_order
 
 __all__ = [
     "ConsumerGreenlet",
     "ConsumerState",
     "Interrupted",
     "dead_letters",
+    "in_order",
     "spawn_consumer",
     "stop_consumers",
 ]

@@ -232,6 +232,10 @@ class Dispatcher:
         self._waiting[load] = timer
         timer.start(self._on_time, load, update=True)
 
+    def will_retry(self, load: Any) -> bool:
+        """Return whether *load* waits to be handled again."""
+        return load in self._waiting
+
     def _on_time(self, load: Any) -> None:
         # In the hub.
         timer = self._waiting.pop(load, None)
@@ -291,6 +295,18 @@ class Dispatcher:
             self.inbox.clear()
             self.inbox.extend(kept)
         return dropped
+
+    def take_back(self) -> None:
+        """Take what waits in a handler for its turn back to those that no handler has begun."""
+        # Each has its place in the queue: among those here the order does not matter.
+        self.inbox.extend(self._drop_parked(lambda message: True))
+
+    def stop_retries(self) -> None:
+        """Have no message handled again, and count those that waited for it as begun no more."""
+        for load, timer in self._waiting.items():
+            timer.close()
+            self.inbox.append(load)
+        self._waiting = {}
 
     def put_dropped(self, messages: Iterable[Any]) -> None:
         """Have *messages*, which were dropped, handled after all."""

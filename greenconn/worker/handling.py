@@ -19,7 +19,7 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from gevent import Timeout
+from gevent import Timeout, sleep
 
 from greenconn.checks import check_has_run
 from greenconn.delays import kept_delay
@@ -47,6 +47,7 @@ from greenconn.worker.failures import (
     note_failure,
     restore_route,
 )
+from greenconn.worker.ordering import keeps_key, let_next_begin
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -116,6 +117,7 @@ class Handling:
         "_has_logged_kill",
         "_is_counted",
         "_is_resent",
+        "_keeps_order",
         "_no_ack",
         "_on_error",
         "_options",
@@ -148,6 +150,8 @@ class Handling:
         self._failed_messages = None if options.no_ack else FailedMessages(consumer)
         #: Whether messages may have been sent again by :class:`FailedMessages`.
         self._is_resent = options.holds != "process"
+        #: Whether messages wait for others of their key, also for those that are retried.
+        self._keeps_order = options.keeps_order
         #: Of what failed before: the delays that are left.
         self._backoffs: dict[Any, Backoff] = {}
         #: None: none has come back.
@@ -180,6 +184,8 @@ class Handling:
                     body = message._decoded_cache = self._convert(body)
             except FAILURES as exc:
                 self._refuse_undecodable(message, exc)
+                if self._keeps_order:
+                    self._end_turn(message)
                 return
             if self._is_resent and ATTEMPTS in message.headers:
                 restore_route(message)
@@ -189,6 +195,8 @@ class Handling:
                 return  # the dispatcher has taken it out
             except FAILURES as exc:
                 self._failed(message, exc)
+                if self._keeps_order:
+                    self._end_turn(message)
                 return
             self.handled += 1
             if self._backoffs:
@@ -198,8 +206,13 @@ class Handling:
                 self._ack(message)
             elif message._state == "REQUEUED":
                 self._note_return(message)
+                if self._keeps_order:
+                    self._end_turn(message)
         except BaseException as exc:
             self._note_exit(exc, message)
+            if self._keeps_order and not self._consumer.is_ending and self._is_unsettled(message):
+                self._consumer.dispatcher.retry_later(message, FIRST_PAUSE)  # it keeps its place
+                raise
             self._note_return(message)
             self.requeue(message)
             raise
@@ -212,11 +225,21 @@ class Handling:
             self._returned = ReturnedMessages()
         self._returned.note(message)
 
+    def _end_turn(self, message: Message) -> None:
+        """Let the next message of its key begin, unless *message* is handled again here.  May switch."""
+        if not keeps_key(message) or self._consumer.dispatcher.will_retry(message):
+            return
+        try:
+            if self._returned is not None and not self._consumer.is_ending:
+                sleep(self._returned.pause_of(message))  # it may come back again and again
+        finally:
+            let_next_begin(message)
+
     def _waits(self, message: Message, load: Any) -> bool:
         """Return whether *message* has come back too soon, and have *load* wait.  May switch."""
         pause = 0.0 if self._returned is None else self._returned.left(message)
-        if not pause:
-            return False
+        if not pause or self._keeps_order:
+            return False  # in order: later ones of its key would begin before it
         if self._consumer.is_ending:
             self.requeue(message)
         else:
@@ -599,6 +622,7 @@ class Handling:
             has_begun: a handler has begun with it, so that this delivery of it counts.
         """
         has_failed = self._has_failed(message)
+        let_next_begin(message)
         if self._is_counted:
             release(message)
         if not has_begun and not has_failed:
@@ -614,9 +638,13 @@ class Handling:
         if self._is_counted:
             release(message)
         has_failed = self._has_failed(message)
+        let_next_begin(message)
         if self._no_ack:
             self.dropped += 1
             return
+        if self._keeps_order and (has_begun or has_failed) and self._consumer.is_ending:
+            self.requeued += 1
+            return  # it goes back with all others, when its channel is closed
         settle = self._requeue if has_begun or has_failed else self._requeue_unbegun
         try:
             settle(message)
@@ -788,6 +816,10 @@ class ReturnedMessages:
         if len(self._pauses) >= MOST_RETURNED:
             del self._pauses[next(iter(self._pauses))]  # the one that was noted first
         self._pauses[key] = pause, now + pause, body
+
+    def pause_of(self, message: Message) -> float:
+        """Return the seconds of the pause of a message that was noted."""
+        return self._pauses.get(_key_of(message, _hash_of_body(message)), (0.0,))[0]
 
     def left(self, message: Message) -> float:
         """Return the seconds that *message* must wait until it may be handled."""

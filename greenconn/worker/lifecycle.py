@@ -502,6 +502,10 @@ class ConsumerLifecycle:
 
     def _cancel_and_requeue(self) -> None:
         """Cancel the consumer, and requeue what no handler has begun."""
+        if self.options.keeps_order:
+            self._hand_over(NEVER)
+            self.is_cancelled = True
+            return
         self._cancel()
         if not self.options.no_ack:
             self._requeue_all()
@@ -538,6 +542,33 @@ class ConsumerLifecycle:
             )
             self._cancel(nowait=True)
 
+    def _hand_over(self, deadline: Deadline) -> None:
+        """Have the broker take all messages back in their order, when no handler runs any more.
+
+        Before, no other consumer gets one: an earlier message of its key may be in a handler here.
+        """
+        dispatcher = self.dispatcher
+        dispatcher.take_back()
+        dispatcher.stop_retries()
+        while not dispatcher.is_idle:
+            self.changed.wait(NEVER)
+        self._flush_settlements(deadline)
+        for subscription in self._queues:
+            try:
+                subscription.close()
+            except Exception as exc:
+                logger.debug(
+                    "closing the channel of %r: %s",
+                    subscription,
+                    error_text(exc),
+                    extra=self.fields(subscription.name),
+                )
+        while self._cancelled:
+            self._cancelled.pop(0).requeue()
+        for message, has_begun in dispatcher.take_all():
+            self.handling.requeued += 1
+            self.handling.forget(message, has_begun=has_begun)
+
     def _requeue_all(self) -> None:
         while self._cancelled:
             self._cancelled.pop(0).requeue()
@@ -554,13 +585,17 @@ class ConsumerLifecycle:
         if is_abrupt:
             self.dispatcher.is_held = self.is_ending = True
             self._cancel_task()
-            # First of all, so that what is requeued is not redelivered here.
-            cancelling = spawn("consumer-cancel", self._cancel_soon)
-            self.dispatcher.interrupt()
-            cancelling.join()
-            self._requeue_all()
-            while not self.dispatcher.is_idle:
-                self.changed.wait(NEVER)
+            if self.options.keeps_order:
+                self.dispatcher.interrupt()
+                self._hand_over(Deadline(CANCEL_TIMEOUT))
+            else:
+                # First of all, so that what is requeued is not redelivered here.
+                cancelling = spawn("consumer-cancel", self._cancel_soon)
+                self.dispatcher.interrupt()
+                cancelling.join()
+                self._requeue_all()
+                while not self.dispatcher.is_idle:
+                    self.changed.wait(NEVER)
         self._let_others_read()
         self._flush_settlements(Deadline(CANCEL_TIMEOUT) if is_abrupt else NEVER)
         if self.handling.dropped:

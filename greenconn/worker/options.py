@@ -24,6 +24,7 @@ from greenconn.options import Retry
 from greenconn.schemas import Convert, converter_of, item_of, schema_of, signature_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
+from greenconn.worker.ordering import Order, order_of
 from greenconn.worker.transaction import TransactionHandler, takes_session
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ class ConsumerOptions:
     convert: Convert | None = field(init=False, default=None)
     """Function that converts decoded bodies to the schema.  None leaves bodies unconverted."""
 
+    order: Order | None = field(init=False, default=None)
+    """Order that ``in_order`` has given to the handler.  None: messages are handled as they come."""
+
     def __post_init__(self) -> None:
         arguments = 2 if self.transaction is None or not takes_session(self.transaction) else 3
         _check_handler(self.handler, arguments)
@@ -228,6 +232,7 @@ class ConsumerOptions:
             )
         self._settle()
         self._check_acks()
+        self._check_order()
         self._check_prefetch()
 
     def _settle(self) -> None:
@@ -250,8 +255,24 @@ class ConsumerOptions:
                 schema = item_of(schema)
         if schema is not None:
             put(self, "convert", converter_of(schema))
+        order = order_of(self.handler)
         if self.transaction is not None:
             put(self, "handler", TransactionHandler(self.handler, self.transaction))
+        if order is not None:
+            # Around the transaction, which must not wait for another message.
+            put(self, "order", order)
+            put(self, "handler", order.ordered(self.handler))
+
+    def _check_order(self) -> None:
+        if self.order is not None and self.batch_size is not None:
+            raise ValueError(
+                f"batch_size must be None with in_order, as a batch has no key, got {self.batch_size!r}"
+            )
+        if self.keeps_order and self.on_error == "requeue":
+            raise ValueError(
+                "on_error must not be 'requeue' with in_order, as the message would come back behind "
+                "others of its key: use retry, or on_failure='skip'"
+            )
 
     def _check_acks(self) -> None:
         if self.on_error not in ON_ERROR and not callable(self.on_error):
@@ -349,8 +370,15 @@ class ConsumerOptions:
         return self.no_ack or not self.prefetch
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether the messages of a key wait for the retry of one that failed."""
+        return self.order is not None and self.order.waits
+
+    @property
     def holds(self) -> str | None:
         """Return where a message waits for a retry; None: at the broker if the delay is long."""
+        if self.keeps_order:
+            return "process"  # in its place in the queue
         return self.retry.hold if isinstance(self.retry, Retry) else "process"
 
     def dead_letters_of(self, queue: str) -> str | None:

@@ -89,18 +89,19 @@ class Sink:
 
     Attributes:
         deliver: takes a message over; called by the reader.
-        taken: see :class:`greenconn.abc.Sink`.
+        taken, keeps_order: see :class:`greenconn.abc.Sink`.
         is_confirmed: the broker has replied.
         lost: why no more will come; None while it may.
     """
 
-    __slots__ = ("_owner", "channel", "deliver", "is_confirmed", "lost", "taken")
+    __slots__ = ("_owner", "channel", "deliver", "is_confirmed", "keeps_order", "lost", "taken")
 
     def __init__(self, owner: Subscription, channel: Channel, put: Callable[[Any], None]) -> None:
         self._owner = owner
         self.channel = channel
         self.deliver = put
         self.taken: Callable[[Any], None] | None = None
+        self.keeps_order = owner.keeps_order
         self.is_confirmed = False
         self.lost: BaseException | None = None
 
@@ -187,7 +188,8 @@ class Subscription:
         self.tag = self._first_tag = f"{options.tag_prefix}{uuid()}"
         self._tag_number = 1
         self.was_confirmed = False
-        self.fails_alone = options.exclusive
+        # A consumer in order gives its messages back with its channel.
+        self.fails_alone = options.exclusive or options.keeps_order
 
     def __repr__(self) -> str:
         state = "confirmed" if self.is_confirmed else "not confirmed"
@@ -205,6 +207,11 @@ class Subscription:
         if self._position is not None:
             return False  # a stream, which takes no message back
         return not isinstance(queue, Queue) or not (queue.exclusive or queue.auto_delete)
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether its messages are requeued in their order, with the end of its channel."""
+        return self._options.keeps_order
 
     @property
     def is_nameless(self) -> bool:
@@ -432,6 +439,16 @@ class Subscription:
             raise
         finally:
             sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
+            self._release()
+
+    def close(self) -> None:
+        """End with its channel: the broker gets all unacked messages back at once.  May switch."""
+        sink = self._sink
+        try:
+            if sink is not None and sink.lost is None:
+                sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
+                sink.channel.close()
+        finally:
             self._release()
 
     @property

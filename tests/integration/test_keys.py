@@ -13,9 +13,9 @@ from gevent.event import Event
 pytest.importorskip("cryptography")
 
 import greenconn
-from greenconn import Connection, Message, Queue
+from greenconn import Connection, Message, Queue, in_order
 from greenconn.contrib.encryption import generate_key, register_encryption
-from greenconn.contrib.keys import in_order, rate_limited
+from greenconn.contrib.keys import rate_limited
 from greenconn.serialization import unregister
 from tests.fix_relay import RelayFactory
 from tests.fix_wires import until

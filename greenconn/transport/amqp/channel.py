@@ -977,6 +977,8 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     consumers: list[ChannelConsumer] = []
     calls: list[tuple[Channel, Call]] = []
     for channel in channels:
+        if channel.consumers.keep_order:
+            continue  # with its consumers cancelled, the next active one would get later messages first
         mine = channel.consumers.acking()
         consumers += mine
         call = channel.consumers.cancel_all(mine)
@@ -989,7 +991,10 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     if len(link.events):
         requeue_events(link, lambda consumer, message: message.channel in channels)
     for channel in channels:
-        channel.acks.finish_requeues(rejects_rest=not channel.streams)
+        if channel.consumers.keep_order:
+            channel.acks.flush()
+        else:
+            channel.acks.finish_requeues(rejects_rest=not channel.streams)
 
 
 def _unknown_tag(tag: int) -> PreconditionFailed:

@@ -565,6 +565,11 @@ class Consumers:
             if each.sink is not None and each.state is ConsumerState.RUNNING
         ]
 
+    @property
+    def keep_order(self) -> bool:
+        """Whether what is unacknowledged must be requeued in one step with the end of the channel."""
+        return any(getattr(each.sink, "keeps_order", False) for each in self.by_tag.values())
+
     def acking(self) -> list[ChannelConsumer]:
         """Return the consumers with acks.  Never switches."""
         return [each for each in self.by_tag.values() if not each.no_ack]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
-import gevent
 import pytest
-from gevent.event import Event
 
 import greenconn
 from greenconn import Message, Queue
-from greenconn.contrib.keys import SWEEP, Buckets, in_order, rate_limited
+from greenconn.contrib.keys import SWEEP, Buckets, rate_limited
 from greenconn.testing import MemoryBroker
 from tests.fix_wires import until
 
@@ -38,123 +36,6 @@ def publish(key: str, *numbers: int) -> None:
 def settled(consumer: greenconn.ConsumerGreenlet, count: int) -> None:
     """Wait until *count* messages were acked."""
     until(lambda: consumer.stats()["handled"] == count, SOON)
-
-
-def test_messages_of_one_key_run_one_after_another(broker: MemoryBroker) -> None:
-    running: Counter[str] = Counter()
-    most: Counter[str] = Counter()
-    handled: dict[str, list[int]] = defaultdict(list)
-
-    @in_order(of_body)
-    def work(body: Any, message: Message) -> None:
-        for key in (body["key"], "all"):
-            running[key] += 1
-            most[key] = max(most[key], running[key])
-        gevent.sleep(0.001 * (body["n"] % 3))
-        handled[body["key"]].append(body["n"])
-        running.subtract([body["key"], "all"])
-
-    consumer = greenconn.spawn_consumer(JOBS, work, concurrency=50)
-    for number in range(30):
-        for key in "abcd":
-            publish(key, number)
-    settled(consumer, 120)
-    assert handled == {key: list(range(30)) for key in "abcd"}
-    assert [most[key] for key in "abcd"] == [1] * 4
-    assert most["all"] > 1
-
-
-def test_a_slow_key_holds_up_no_other(broker: MemoryBroker) -> None:
-    may_end = Event()
-    handled: list[tuple[str, int]] = []
-
-    @in_order(of_body)
-    def work(body: Any, message: Message) -> None:
-        if body["key"] == "slow":
-            may_end.wait()
-        handled.append((body["key"], body["n"]))
-
-    consumer = greenconn.spawn_consumer(JOBS, work, concurrency=50)
-    publish("slow", *range(20))
-    publish("quick", *range(5))
-    until(lambda: handled == [("quick", number) for number in range(5)], SOON)
-    may_end.set()
-    settled(consumer, 25)
-    assert handled[5:] == [("slow", number) for number in range(20)]
-
-
-def test_so_many_run_at_once(broker: MemoryBroker) -> None:
-    running = most = 0
-
-    @in_order(of_body, running=3)
-    def work(body: Any, message: Message) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        gevent.sleep(0.001)
-        running -= 1
-
-    consumer = greenconn.spawn_consumer(JOBS, work, concurrency=50)
-    for key in "abcdefgh":
-        publish(key, *range(5))
-    settled(consumer, 40)
-    assert most == 3
-
-
-def test_a_failure_passes_the_turn_on(broker: MemoryBroker) -> None:
-    handled: list[int] = []
-
-    @in_order(of_body)
-    def work(body: Any, message: Message) -> None:
-        gevent.sleep(0)
-        if body["n"] % 2:
-            raise ValueError("odd")
-        handled.append(body["n"])
-
-    consumer = greenconn.spawn_consumer(JOBS, work, concurrency=10, dead_letter=True)
-    publish("a", *range(10))
-    settled(consumer, 5)
-    assert handled == [0, 2, 4, 6, 8]
-    until(lambda: broker.count("jobs.dead") == 5, SOON)
-
-
-def test_one_that_is_interrupted_while_it_waits(broker: MemoryBroker) -> None:
-    begun, may_end = Event(), Event()
-    handled: list[int] = []
-
-    @in_order(of_body)
-    def work(body: Any, message: Message) -> None:
-        begun.set()
-        may_end.wait()
-        handled.append(body["n"])
-
-    consumer = greenconn.spawn_consumer(JOBS, work, concurrency=10, dead_letter=True)
-    for number in range(4):
-        body = {"key": "a", "n": number}
-        greenconn.publish(JOBS, body, message_id=f"m{number}")
-    assert begun.wait(SOON)
-    until(lambda: consumer.stats()["in_flight"] == 4, SOON)
-    assert consumer.interrupt("m1")
-    assert consumer.interrupt("m2")
-    until(lambda: broker.count("jobs.dead") == 2, SOON)
-    may_end.set()
-    settled(consumer, 2)
-    assert handled == [0, 3]
-
-
-def test_the_end_of_a_consumer_requeues_what_waits(broker: MemoryBroker) -> None:
-    begun = Event()
-
-    @in_order(of_body)
-    def work(body: Any, message: Message) -> None:
-        begun.set()
-        Event().wait()
-
-    consumer = greenconn.spawn_consumer(JOBS, work, concurrency=10)
-    publish("a", 1, 2, 3)
-    assert begun.wait(SOON)
-    consumer.kill()
-    assert broker.count("jobs") == 3
 
 
 def test_a_bucket_fills_by_time() -> None:
@@ -218,8 +99,6 @@ def test_one_limit_for_all(broker: MemoryBroker) -> None:
 
 
 def test_wrong_options() -> None:
-    with pytest.raises(ValueError, match=r"in_order\.running must be a positive integer, or None"):
-        in_order(of_body, running=0)
     with pytest.raises(ValueError, match=r"rate_limited\.limit must be a number above 0, got 0"):
         rate_limited(0)
     with pytest.raises(ValueError, match=r"rate_limited\.per must be a number above 0, got -1"):
@@ -228,7 +107,7 @@ def test_wrong_options() -> None:
         rate_limited(1, burst=0)
 
 
-@pytest.mark.parametrize("decorate", [in_order(of_body), rate_limited(1)])
+@pytest.mark.parametrize("decorate", [rate_limited(1)])
 def test_batches_are_refused(decorate: Any) -> None:
     with pytest.raises(TypeError, match="must not be used with batch_size"):
         decorate(of_body)([], [])
