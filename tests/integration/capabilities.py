@@ -136,7 +136,6 @@ _LISTS_LACK: Final = {
     Can.EXPIRATION: "messages of a list expire in their order; ``expiration`` is ignored, and logged",
     Can.IMMEDIATE: "a message is stored before it is delivered",
     Can.BOUNDS: "lists in Redis have no maximum length, as with kombu",
-    Can.SINGLE_ACTIVE: "there is no election among processes",
 }
 
 KINDS: Final[Mapping[str, Kind]] = {

@@ -68,6 +68,7 @@ class Record:
         self.end(body)
 
     def is_complete(self) -> bool:
+        assert not self.broken, (self.broken, dict(self.handled))
         return sum(map(len, self.handled.values())) == COUNT * len(KEYS)
 
 

@@ -118,19 +118,23 @@ def test_scripts_use_the_keys_that_they_declare(own_redis: RedisServer, record: 
         consumers = [consume(each, work, handle, retry=retry) for each in (connection, other)]
         own = Queue("own", events, "own", auto_delete=True)
         consumers.append(consume(other, own, handle))
+        sole = Queue("sole", queue_arguments={"x-single-active-consumer": True})
+        active = consume(other, sole, handle)
         for body in ("again", "dead", "later", *range(100)):
             publish(events, body, routing_key="work.x", priority=3)
         publish(events, "own", routing_key="own")
         publish("own", "delayed", delay=0.05)
+        publish("sole", "sole")
         publish("brief", "expired")
-        wanted = {"again", "dead", "later", "own", "delayed", *range(100)}
+        wanted = {"again", "dead", "later", "own", "delayed", "sole", *range(100)}
         until(lambda: wanted <= set(handled) and handled.count("later") == 2)
+        assert active.stop(SOON)
         until(lambda: dead(channel).queue_declare(passive=True).message_count == 2)
         until(lambda: record.used.keys() >= SCRIPTS.keys() - {"drop"})
         for consumer in consumers:
             assert consumer.stop(SOON)
         until(lambda: other.default_channel.client.exists("_kombu.binding.events"))
-        for queue in (dead, work, brief):
+        for queue in (dead, work, brief, sole):
             queue(channel).delete()
         until(lambda: not other.default_channel.client.exists("_kombu.binding.events", "own"))
         until(lambda: record.used.get("drop", []).count(b"SREM") > 6)

@@ -133,6 +133,7 @@ class Channel(StoreChannel[RedisLink]):
                 "x-delivery-limit",
                 "x-expires",
                 "x-message-ttl",
+                "x-single-active-consumer",
             }
         ),
         exchange=frozenset({"alternate-exchange"}),
@@ -204,6 +205,11 @@ class Channel(StoreChannel[RedisLink]):
     def conn_or_acquire(self, client: LinkedRedis | None = None) -> Iterator[LinkedRedis]:
         """Yield *client*, or :attr:`client` (kombu's name)."""
         yield client or self.client
+
+    def _withdraw(self) -> None:
+        self.prefetch.is_flowing = False
+        self.connection.wait_claims_of(list(self.consumers.values()))
+        super()._withdraw()
 
     def _in_order(self) -> list[Consumer]:
         order = self.queue_order_strategy

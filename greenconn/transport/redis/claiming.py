@@ -73,11 +73,13 @@ from greenconn.transport.redis.pipeline import ENDLESS, Commands
 from greenconn.transport.redis.scripts import (
     CANARY,
     CLAIM,
+    CLAIM_ACTIVE,
     CLAIM_BYTES,
     CLAIM_COUNT,
     MOVE,
     RENEW,
     RIVALS,
+    STAND_DOWN,
     Scripts,
     entry_suffix,
     mark,
@@ -217,6 +219,8 @@ class RedisSource:
 
     Attributes:
         lists: the keys of the queue's lists, the one that is served first in front.
+        active: the key that tells which link has the active consumer; None: all consumers are served.
+        stands_by: another link had it when this one asked last.
         rivals: how many other links consume from the queue, as far as is known.
     """
 
@@ -235,15 +239,16 @@ class RedisSource:
         "_poll",
         "_rest",
         "_retire",
+        "_script",
         "_served",
         "_settlements",
         "_timer",
+        "active",
         "lists",
         "rivals",
+        "stands_by",
         "state",
     )
-
-    is_single_active = False
 
     def __init__(
         self,
@@ -251,6 +256,8 @@ class RedisSource:
         settlements: PipelinedSettlements,
         retire: Callable[[RedisFeed], None],
         feed: RedisFeed,
+        *,
+        is_single_active: bool,
     ) -> None:
         commands = self._commands = partition.commands
         self._claims = partition.claims
@@ -271,12 +278,27 @@ class RedisSource:
         self._number = self._count = 0
         self._poll = FIRST_POLL
         self._timer: Any = None
-        keys = (commands.keys.unacked, commands.keys.unacked_index, *self.lists)
-        suffix = entry_suffix(feed.queue)
-        self._front, self._rest = Scripts.claim_frame(keys, commands.prefix.encode(), suffix)
+        self.active = commands.keys.active(feed.queue) if is_single_active else None
+        self.stands_by = False
+        self._script = CLAIM
+        keys: tuple[bytes, ...] = (commands.keys.unacked, commands.keys.unacked_index)
+        if self.active is not None:
+            self._script = CLAIM_ACTIVE
+            keys = (*keys, self.active, commands.keys.owners)
+        self._front, self._rest = Scripts.claim_frame(
+            self._script,
+            (*keys, *self.lists),
+            commands.prefix.encode(),
+            entry_suffix(feed.queue),
+        )
         self._exists = pack(b"EXISTS", *self.lists)
 
     # -- see :class:`~greenconn.broker.consuming.Source`
+
+    @property
+    def is_single_active(self) -> bool:
+        """Whether only the oldest consumer is served."""
+        return self.active is not None
 
     def schedule(self) -> None:
         """Claim when the turn ends."""
@@ -291,6 +313,9 @@ class RedisSource:
 
     def watch(self) -> None:
         """Ask the server to tell when the queue is not empty any more, or look again soon."""
+        if self.stands_by:
+            self._stand_by()
+            return
         if not self._commands.is_tracking:
             self._wait_for_poll()
             return
@@ -330,12 +355,32 @@ class RedisSource:
 
     def pushed(self) -> None:
         """Note that the server has announced a change of the queue."""
-        if self.state is _ARMED:
+        if self.stands_by:
+            self._may_be_active()
+        elif self.state is _ARMED:
             if self._misses and self.rivals and self._feed.has_room:
                 waiting = WAIT_EACH * min(self.rivals + 1, 1 << self._misses)
                 self._wait(uniform(0.0, min(LONGEST_WAIT, waiting)))
             else:
                 self._feed.wake()
+
+    def _stand_by(self) -> None:
+        """Wait until the link that has the active consumer may have left, or have died."""
+        assert self.active is not None
+        self._wait(uniform(0.5, 1.0) * self._claims.count_interval)
+        if self._commands.is_tracking:
+            # Read here, the key is watched by the server, too.
+            self._commands.pipeline.post(pack(b"GET", self.active), self._active_replied)
+
+    def _active_replied(self, reply: Any) -> None:
+        # In the reader.  It may have left between the claim and this look.
+        if reply is None:
+            self._may_be_active()
+
+    def _may_be_active(self) -> None:
+        if self.stands_by and self.state is _WAITING:
+            self.stop()
+            self._feed.wake()
 
     def rivals_changed(self) -> None:
         """Note that others have begun to consume from the queue, or ended."""
@@ -355,7 +400,7 @@ class RedisSource:
         # In the hub.
         if self._commands.lost is not None:
             self.stop()
-        elif self._commands.is_tracking:
+        elif self._commands.is_tracking and not self.stands_by:
             self._end_timer()
             self.state = _PROBING
             self._commands.pipeline.post(self._exists, self._exists_replied)
@@ -450,6 +495,10 @@ class RedisSource:
             return
         feed, number, size = self._feed, self._number, 0
         count, self._count = self._count, 0
+        self.stands_by = reply is None
+        if self.stands_by:
+            feed.ended(is_dry=True)
+            return
         for raw in reply:
             size += len(raw)
             message = Delivery(None, f"{commands.prefix}{number}", number, raw, feed.queue)
@@ -466,12 +515,20 @@ class RedisSource:
             self._missed()
         feed.ended(found < count and size < CLAIM_BYTES)
 
+    def stand_down(self) -> None:
+        """Let another link have the active consumer, behind what goes back to the queue."""
+        commands, active = self._commands, self.active
+        if active is not None and commands.lost is None:
+            commands.pipeline.writer.before_flush(
+                lambda: commands.post_script(STAND_DOWN, (active,), commands.owner, done=_ignore)
+            )
+
     def _failed(self, reply: Exception) -> None:
         commands = self._commands
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
             # The server's scripts were flushed: send this one again, with its text.
             commands.scripts.forget()
-            commands.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
+            commands.pipeline.post(pack("SCRIPT", "LOAD", self._script.text), self._loaded)
             return
         self._count = 0
         if isinstance(reply, NodeLost):
@@ -486,8 +543,11 @@ class RedisSource:
             return
         if isinstance(reply, Exception):
             self._failed(reply)
-        else:
+        elif self._feed.is_used:
             self.claim(self._count)
+        else:  # its last consumer has left meanwhile
+            self._count = 0
+            self._feed.ended(is_dry=False)
 
     def _refused(self, reply: Exception) -> None:
         """Tell the consumers that the server refuses; what ends the link ends it."""
@@ -569,7 +629,7 @@ class Invalidations:
 
     def add(self, source: RedisSource) -> None:
         """Pass hints on to *source*."""
-        for key in source.lists:
+        for key in _watched(source):
             self._sources[key] = source
         if self._ticker is None and self._commands.is_tracking:
             self._ticker = Ticker(uniform(*SAFETY), self._check_armed, "redis-safety")
@@ -586,7 +646,7 @@ class Invalidations:
 
     def discard(self, source: RedisSource) -> None:
         """Pass on no more; those of the queue's next source stay."""
-        for key in source.lists:
+        for key in _watched(source):
             if self._sources.get(key) is source:
                 del self._sources[key]
 
@@ -613,7 +673,7 @@ class Invalidations:
         for key in push[1]:
             found = self._sources.get(key)
             if found is not None:
-                if found.state is _ARMED:  # else what is on its way will see it
+                if found.state is _ARMED or found.stands_by:  # else what is on its way will see it
                     found.pushed()
             else:
                 self._changed(key)
@@ -642,6 +702,15 @@ class Invalidations:
                 pack(b"EXISTS", *keys),
                 lambda reply, page=page: _checked(reply, page),  # type: ignore[misc]
             )
+
+
+def _watched(source: RedisSource) -> tuple[bytes, ...]:
+    """Return the keys whose changes matter to *source*."""
+    return source.lists if source.active is None else (*source.lists, source.active)
+
+
+def _ignore(reply: Any) -> None:
+    """Ignore a reply: where it is an error, the link ends, or is no owner any more."""
 
 
 def _checked(reply: Any, page: list[RedisSource]) -> None:
@@ -675,6 +744,7 @@ class RedisConsuming:
             NotFound, ResourceLocked: it is not there, or not for this connection.
         """
         self._link.directory.check(queue, method)
+        self._link.directory.rules(queue)  # which its source needs to know
         self._at(queue).claims.check(ENDLESS)
 
     def feed(self, queue: str) -> RedisFeed:
@@ -685,7 +755,13 @@ class RedisConsuming:
         return feed
 
     def _source(self, feed: RedisFeed) -> RedisSource:
-        return RedisSource(self._at(feed.queue), self._link.settlements, self._retire, feed)
+        return RedisSource(
+            self._at(feed.queue),
+            self._link.settlements,
+            self._retire,
+            feed,
+            is_single_active=self._link.directory.is_single_active(feed.queue),
+        )
 
     def _retire(self, feed: RedisFeed) -> None:
         """Forget a feed that is not used any more, once no claim is on its way.  Never switches."""
@@ -729,6 +805,7 @@ class RedisConsuming:
             self._link.queues.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
             self.ended(feed)
+            feed.source.stand_down()
             self._link.fanout.leave(feed.queue)
             self._link.queues.unused(feed.queue)
 

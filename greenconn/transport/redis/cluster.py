@@ -34,7 +34,7 @@ from greenconn.broker.publishing import Completion
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.envelope import Delivery, Outgoing
+from greenconn.transport.redis.envelope import Delivery, Outgoing, number_of
 from greenconn.transport.redis.errors import PASSING, LinkLost
 from greenconn.transport.redis.fanout import Fanout, Shards, topic_of
 from greenconn.transport.redis.link import Partition
@@ -56,7 +56,7 @@ from greenconn.transport.redis.publishing import (
     WindowPublisher,
 )
 from greenconn.transport.redis.server import Address, Login
-from greenconn.transport.redis.settling import copies_of, number_of
+from greenconn.transport.redis.settling import copies_of
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:

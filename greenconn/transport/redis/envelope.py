@@ -274,3 +274,9 @@ class Broadcast(Delivery):
         )
         given.is_repeated = self.is_repeated
         return given
+
+
+def number_of(field: str) -> int:
+    """Return the position of a field among all that its owner took; 0 where that is not known."""
+    _, _, number = field.rpartition(".")
+    return int(number) if number.isdecimal() else 0

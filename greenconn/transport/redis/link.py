@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.consuming import StoreSubscriptions
+from greenconn.broker.consuming import Consumer, StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import (
@@ -284,6 +284,19 @@ class RedisLink(LeasedLink):
         if self.lost is None and not self.settlements.is_answered:
             with TimeLimit(deadline, "settling messages"):
                 call_together([(each.commands, PING) for each in self.placement.partitions()])
+
+    def wait_claims_of(self, consumers: Iterable[Consumer]) -> None:
+        """Wait for the claims of queues with a single active consumer.  May switch.
+
+        What is claimed later than the others would go back to the head of its queue before them.
+        """
+        for consumer in consumers:
+            feed: Any = consumer.feed
+            if not feed.source.is_single_active:
+                continue
+            commands = self.placement.of(feed.queue).commands
+            while feed.source.under_way() and commands.lost is None:
+                commands.call(PING, NEVER)
 
     def _wait_claims(self, deadline: Deadline) -> None:
         leaving = set(self.consuming.leaving)

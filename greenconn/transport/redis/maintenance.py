@@ -73,7 +73,7 @@ from redis.exceptions import ResponseError
 from greenconn.broker.queues import is_lost, new_owner
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import OnDemand, spawn
-from greenconn.transport.redis.envelope import Delivery
+from greenconn.transport.redis.envelope import Delivery, number_of
 from greenconn.transport.redis.errors import PASSING, CommandRefused
 from greenconn.transport.redis.pipeline import ENDLESS, Commands, as_pairs
 from greenconn.transport.redis.scripts import (
@@ -199,15 +199,23 @@ class Sweeper:
         oldest = float("inf") if dead else time() - self._owners.dead_after
         skipped = count = 0
         is_complete = False
+        held: dict[str, list[str]] = {}
         while limit is None or count < limit:
             size = PAGE if limit is None else min(PAGE, limit - count)
             page = self._page(commands.keys.unacked_index, oldest, skipped, size)
             if not page:
                 is_complete = True
                 break
-            done = self._requeue_page(page)
+            done = self._requeue_foreign(page, held)
             count += done
             skipped += len(page) - done  # what is not due, or cannot be requeued, stays in front
+        for owner in self._owners.dead(list(held)):
+            # Each goes to the head of its queue: the newest first, so that the oldest is in front.
+            fields = sorted(held[owner], key=number_of, reverse=True)
+            if limit is not None and count + len(fields) > limit:
+                del fields[max(limit - count, 0) :]
+                is_complete = False
+            count += self._requeuer.requeue(fields, owner)
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
@@ -240,21 +248,22 @@ class Sweeper:
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
 
-    def _requeue_page(self, page: list[tuple[str, float]]) -> int:
-        """Requeue what of *page* is due, and return the number of messages."""
-        commands = self._commands
-        by_owner: dict[str, list[str]] = {}
+    def _requeue_foreign(
+        self, page: list[tuple[str, float]], held: dict[str, list[str]]
+    ) -> int:
+        """Requeue what kombu's consumers have held for too long, and return the number of messages.
+
+        Arguments:
+            held: gets the fields of our consumers, by the owner.
+        """
         foreign = []
-        due = time() - commands.options.visibility_timeout
+        due = time() - self._commands.options.visibility_timeout
         for field, marked in page:
             if field.startswith("gc."):
-                by_owner.setdefault(field.split(".")[1], []).append(field)
+                held.setdefault(field.split(".")[1], []).append(field)
             elif marked <= due:
                 foreign.append(field)
-        done = self._requeuer.requeue(foreign)
-        for owner in self._owners.dead(list(by_owner)):
-            done += self._requeuer.requeue(by_owner[owner], owner)
-        return done
+        return self._requeuer.requeue(foreign)
 
     def _end_exclusive(self) -> None:
         """Delete the exclusive queues of dead owners."""

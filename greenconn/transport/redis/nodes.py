@@ -56,7 +56,7 @@ from greenconn.transport.redis.errors import (
     as_error,
 )
 from greenconn.transport.redis.pipeline import ENDLESS, CommandPipeline, Pipeline, ignore
-from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
+from greenconn.transport.redis.scripts import CLAIM, CLAIM_ACTIVE, EXPIRE, PUSH
 from greenconn.transport.redis.server import Address, Login, Welcome, check_eviction, open_pipeline
 from greenconn.wire.resp import ErrorReply, pack
 
@@ -467,7 +467,7 @@ _IS_OK: Final = b"cluster_state:ok"
 #: Commands, and scripts, that must not be carried out twice.
 _ONCE: Final = frozenset({b"LPUSH", b"RPUSH", b"PUBLISH", b"SPUBLISH"})
 _SCRIPTS_ONCE: Final = frozenset(
-    name for script in (CLAIM, EXPIRE, PUSH) for name in (script.text, script.digest)
+    name for script in (CLAIM, CLAIM_ACTIVE, EXPIRE, PUSH) for name in (script.text, script.digest)
 )
 
 

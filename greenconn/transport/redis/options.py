@@ -20,6 +20,7 @@ Keys
                                            clock, ms)
 ``greenconn.queue.<queue>``                how a queue was declared (JSON)
 ``greenconn.consumers.<queue>``            hash of the owners that consume from it
+``greenconn.active.<queue>``               the owner of its single active consumer
 ``greenconn.bound.<queue>``                hash of its bindings: 1 those that we made, 0 those that
                                            were there before (kombu's)
 ``greenconn.onward.<exchange>``            set of the bindings of exchanges to this one (JSON)
@@ -276,6 +277,7 @@ _OURS: Final = (
 )
 _PREFIXES: Final = (
     "greenconn.queue.",
+    "greenconn.active.",
     "greenconn.consumers.",
     "greenconn.bound.",
     "greenconn.exchange.",
@@ -391,6 +393,10 @@ class Keys:
     def consumers(self, name: str) -> bytes:
         """Return the hash of the owners that consume from a queue."""
         return f"{self.prefix}greenconn.consumers.{name}".encode()
+
+    def active(self, name: str) -> bytes:
+        """Return the key of the owner that has the single active consumer of a queue."""
+        return f"{self.prefix}greenconn.active.{name}".encode()
 
     def bound(self, name: str) -> bytes:
         """Return the hash of the bindings of a queue."""

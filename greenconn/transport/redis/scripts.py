@@ -52,7 +52,7 @@ local number, count, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV
 """
 _TAKING: Final = """
 local taken, values, scores = {}, {}, {}
-for place = 3, #KEYS do
+for place = first_list, #KEYS do
     while count > 0 and bytes > 0 do
         local raw = redis.pcall('RPOP', KEYS[place])
         if not raw or type(raw) == 'table' then break end
@@ -75,7 +75,41 @@ end
 #:
 #: Keys: unacked, its index, the lists.  Arguments: what the fields begin with, the number of the first
 #: field, how many messages and bytes at most, what follows a message in its value, the client's time.
-CLAIM: Final = Script("claim", _BEGINNING + _TAKING + "return taken")
+CLAIM: Final = Script("claim", _BEGINNING + "local first_list = 3" + _TAKING + "return taken")
+
+#: Milliseconds for which it is remembered who has the active consumer of a queue without messages.
+ACTIVE_KEPT: Final = 7 * 24 * 3600 * 1000
+
+#: The same for a queue with a single active consumer; nil while that is another owner's.  It is until
+#: that has left, or its lease has ended and all that it held was requeued: then it is no owner any more.
+#:
+#: Keys: unacked, its index, who has the active consumer, the owners, the lists.  Arguments: as above;
+#: the fields begin with ``gc.``, the owner and a dot.
+CLAIM_ACTIVE: Final = Script(
+    "claim-active",
+    f"""
+local owner = string.match(ARGV[1], '^gc%.([^.]+)%.')
+local active = redis.call('GET', KEYS[3])
+if active ~= owner then
+    if active and redis.call('ZSCORE', KEYS[4], active) then return false end
+    redis.call('SET', KEYS[3], owner, 'PX', {ACTIVE_KEPT})
+elseif redis.call('PTTL', KEYS[3]) < {ACTIVE_KEPT // 2} then
+    redis.call('PEXPIRE', KEYS[3], {ACTIVE_KEPT})
+end
+"""
+    + _BEGINNING
+    + "local first_list = 5"
+    + _TAKING
+    + "return taken",
+)
+
+#: Notes that an owner has no active consumer of a queue any more.
+#:
+#: Keys: who has it.  Arguments: the owner.
+STAND_DOWN: Final = Script(
+    "stand-down",
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end",
+)
 
 #: The same from one list, of the messages up to a given one, and how many of them are left, as a text
 #: behind them; nothing when that message is gone.
@@ -97,6 +131,7 @@ if left <= 0 or redis.call('LINDEX', KEYS[3], -left) ~= ARGV[7] then
     left = redis.call('LLEN', KEYS[3]) - at
 end
 count = math.min(count, left)
+local first_list = 3
 """
     + _TAKING
     + """
@@ -499,12 +534,14 @@ class Scripts:
         self._seen.clear()
 
     @staticmethod
-    def claim_frame(keys: tuple[bytes, ...], prefix: bytes, suffix: bytes) -> tuple[bytes, bytes]:
+    def claim_frame(
+        script: Script, keys: tuple[bytes, ...], prefix: bytes, suffix: bytes
+    ) -> tuple[bytes, bytes]:
         """Return the bytes around number and count of a claim with fixed keys.
 
         The client's time comes last, behind both.
         The script must have been called on this connection before.
         """
-        parts: tuple[Argument, ...] = (b"EVALSHA", CLAIM.digest, len(keys), *keys, prefix)
+        parts: tuple[Argument, ...] = (b"EVALSHA", script.digest, len(keys), *keys, prefix)
         front = b"*%d\r\n%b" % (len(parts) + 5, b"".join(map(bulk, parts)))
         return front, bulk(CLAIM_BYTES) + bulk(suffix)

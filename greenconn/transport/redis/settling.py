@@ -32,7 +32,12 @@ from greenconn.broker.port import Claimed, Done, Entry, HeldMessage, Settlement,
 from greenconn.broker.queues import is_name
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.envelope import Broadcast, Delivery, marked_redelivered
+from greenconn.transport.redis.envelope import (
+    Broadcast,
+    Delivery,
+    marked_redelivered,
+    number_of,
+)
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.maintenance import delayed_text
 from greenconn.transport.redis.options import HIGHEST, Keys
@@ -113,12 +118,6 @@ def priority_of(envelope: Any) -> int:
 def list_of(keys: Keys, queue: str, envelope: Any) -> bytes:
     """Return the list of *queue* that a message belongs to."""
     return keys.list_for(queue, priority_of(envelope))
-
-
-def number_of(field: str) -> int:
-    """Return the position of a field among all that its owner took; 0 where that is not known."""
-    _, _, number = field.rpartition(".")
-    return int(number) if number.isdecimal() else 0
 
 
 def move_of(commands: Commands, request: SettleRequest) -> Move:
