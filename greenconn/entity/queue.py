@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
+from uuid import UUID
 
 from greenconn.abstract import MaybeChannelBound, Object
 from greenconn.checks import check_keywords, check_names, check_tables
@@ -493,6 +494,38 @@ class Queue(MaybeChannelBound):
             queue=self._name_on(channel), if_unused=if_unused, if_empty=if_empty, nowait=nowait
         )
 
+    @staticmethod
+    def sharded(
+        name: str,
+        shards: int = 8,
+        *,
+        key: Callable[[Any], str | bytes | int | UUID],
+        queue_arguments: Mapping[str, Any] | None = None,
+    ) -> ShardedQueue:
+        """Return queues that share messages by their key, and keep the order of each key.
+
+        ::
+
+            ledger = Queue.sharded("ledger", key=lambda body: body["account"])
+            greenconn.publish(ledger, {"account": 7, "amount": -30})
+            greenconn.spawn_consumer(ledger, book, concurrency=100, retry=Retry())
+
+        All processes that consume it divide the shards; each shard has one active consumer.  A message
+        begins when the earlier ones of its key were handled, or given up.  Requires RabbitMQ, Redis,
+        PostgreSQL, SQLite or the in-memory broker.
+
+        Arguments:
+            name: of the exchange, and the beginning of the queues' names.
+            shards: number of queues, and the most processes that can have a part of the work.  It must
+                not change while messages wait.
+            key: a function that returns the key for the body of a message that is published.
+            queue_arguments: of each queue.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; names it.
+        """
+        return ShardedQueue(name, shards, key, queue_arguments)
+
     @classmethod
     def from_dict(cls, queue: str, **options: Unpack[FlatQueueArguments]) -> Queue:
         """Make a queue and its exchange from flat options, as settings have them.
@@ -564,6 +597,9 @@ _FLAT: Final = frozenset(
 
 #: The hash of a key begins with it in all clients, so that they agree where the key belongs.
 SEED: Final = 104729
+#: Header of a message in a sharded queue: its key; and the most characters that are believed.
+KEY: Final = "x-greenconn-key"
+LONGEST_KEY: Final = 255
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -626,6 +662,122 @@ class SuperStream:
         for stream in self.streams:
             stream(channel).delete()
         self.exchange(channel).delete()
+
+
+class ShardedQueue:
+    """Queues that share the messages of one name between them, each key in one of them, in order.
+
+    Made by :meth:`Queue.sharded`.  Each shard has a single active consumer, so that the messages of a
+    key are handled one after the other over all processes, their retries included.  The number of
+    shards must not change while messages wait: keys would go to other ones.
+
+    Other programs publish to the direct exchange of its name, with the number of the shard as routing
+    key: MurmurHash3 of the key (32 bits, seed 104729) modulo the number of shards, as for super streams.
+    Without the header ``x-greenconn-key``, their messages are handled in the order of the shard.
+
+    Attributes:
+        queues: one :class:`Queue` for each shard.
+    """
+
+    __slots__ = ("_key", "exchange", "name", "queues")
+
+    def __init__(
+        self,
+        name: str,
+        shards: int,
+        key: Callable[[Any], str | bytes | int | UUID],
+        queue_arguments: Mapping[str, Any] | None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"name of a sharded queue must be text that is not empty, got {name!r}"
+            )
+        if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
+            raise ValueError(f"shards of queue {name!r} must be a positive integer, got {shards!r}")
+        if not callable(key):
+            raise TypeError(f"key of queue {name!r} must be a function of the body, got {key!r}")
+        self.name = name
+        self._key = key
+        self.exchange = Exchange(name, type="direct")
+        self.queues = tuple(
+            Queue(
+                f"{name}-{number}",
+                exchange=self.exchange,
+                routing_key=str(number),
+                queue_arguments={**(queue_arguments or {}), "x-single-active-consumer": True},
+            )
+            for number in range(shards)
+        )
+
+    def __repr__(self) -> str:
+        return f"<ShardedQueue {self.name!r} of {len(self.queues)} shards>"
+
+    def __iter__(self) -> Iterator[Queue]:
+        return iter(self.queues)
+
+    def queue_of(self, key: str | bytes | int | UUID) -> Queue:
+        """Return the queue for the messages of *key*.  Never switches.
+
+        Raises:
+            TypeError, ValueError: *key* is of another type, or longer than 255 characters.
+        """
+        return self._queue_of(self._text_of(key))
+
+    def _queue_of(self, key: str) -> Queue:
+        return self.queues[
+            murmur3_32(key.encode("utf-8", "surrogatepass"), SEED) % len(self.queues)
+        ]
+
+    def _text_of(self, key: object) -> str:
+        if isinstance(key, bytes):
+            key = key.decode("utf-8", "backslashreplace")
+        if not isinstance(key, (str, int, UUID)):
+            raise TypeError(
+                f"key of a message to queue {self.name!r} must be text, bytes, a number or a UUID, got "
+                f"{key!r}"
+            )
+        text = str(key)
+        if len(text) > LONGEST_KEY:
+            raise ValueError(
+                f"key of a message to queue {self.name!r} must have at most {LONGEST_KEY} characters, "
+                f"got {text[:40]!r}..."
+            )
+        return text
+
+    def routed(self, body: Any, options: Mapping[str, Any]) -> tuple[Queue, dict[str, Any]]:
+        """Return the shard for a message, and the options of its publish with its key as a header.
+
+        Raises:
+            Exception: what the function for the key raised.
+            TypeError, ValueError: the key cannot be used, or *options* has a ``routing_key``.
+        """
+        if options.get("routing_key") is not None:
+            raise ValueError(
+                f"routing_key must be None for a message to {self!r}, whose key decides, got "
+                f"{options['routing_key']!r}"
+            )
+        key = self._text_of(self._key(body))
+        headers = options.get("headers")
+        if headers is None or isinstance(headers, Mapping):  # else the publish refuses it
+            headers = {**(headers or {}), KEY: key}
+        return self._queue_of(key), {**options, "headers": headers}
+
+    def declare(self, channel: Channel) -> None:
+        """Declare the exchange and the shards, and bind them.  May switch."""
+        for queue in self.queues:
+            queue(channel).declare()
+
+    def delete(self, channel: Channel) -> None:
+        """Delete the shards with their messages, and the exchange.  May switch."""
+        for queue in self.queues:
+            queue(channel).delete()
+        self.exchange(channel).delete()
+
+
+def key_of(body: object, message: Any) -> str | None:
+    """Return the key of a message of a shard; None: who published it gave none that can be used."""
+    key = message.headers.get(KEY)
+    return key if isinstance(key, str) and len(key) <= LONGEST_KEY else None
 
 
 def murmur3_32(data: bytes, seed: int) -> int:

@@ -23,13 +23,14 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.checks import Seconds
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
+from greenconn.entity.queue import Queue, ShardedQueue
 from greenconn.exceptions import (
     NEVER_REPEATED,
     BatchPublishError,
@@ -315,7 +316,7 @@ def _unsent(exc: Exception) -> Exception:
 
 
 def publish(
-    target: Target,
+    target: Target | ShardedQueue,
     body: Any,
     *,
     connection: Connection | str | None = None,
@@ -330,10 +331,10 @@ def publish(
     (at least once).
 
     Arguments:
-        target: the target of the message: the name of a queue, a ``Queue`` or an ``Exchange``.  A
-            ``Queue`` or an ``Exchange`` is declared with its arguments.  A queue given by name is used
-            as it is.  If it does not exist and a consumer of this thread is about to declare it, the
-            call waits for that; otherwise the option *declare* decides.
+        target: the target of the message: the name of a queue, a ``Queue``, a sharded queue or an
+            ``Exchange``.  A ``Queue`` or an ``Exchange`` is declared with its arguments.  A queue given
+            by name is used as it is.  If it does not exist and a consumer of this thread is about to
+            declare it, the call waits for that; otherwise the option *declare* decides.
         body: content of the message, of a type that the serializer can encode.
         connection: a ``Connection``, of which one clone publishes, or a URL.  None uses the default
             connection.
@@ -397,6 +398,8 @@ def publish(
         greenconn.publish(Exchange("events", type="topic"), {"id": 7}, routing_key="user.new")
     """
     deadline = Deadline(timeout)
+    if isinstance(target, ShardedQueue):
+        target, options = target.routed(body, options)  # type: ignore[assignment]
     message = PublishOptions.of(target, options).message(body)
     publisher = publisher_of(publishing_connection(connection))
     if transaction is None:
@@ -406,7 +409,7 @@ def publish(
 
 
 def publish_many(
-    target: Target,
+    target: Target | ShardedQueue,
     bodies: Iterable[Any],
     *,
     connection: Connection | str | None = None,
@@ -439,23 +442,66 @@ def publish_many(
         TypeError, ValueError: an argument is invalid.
     """
     deadline = Deadline(timeout)
-    common = PublishOptions(target, options)
     publisher = publishing_connection(connection)
+    if isinstance(target, ShardedQueue):
+        return _publish_to_shards(target, bodies, publisher, deadline, transaction, options)
+    common = PublishOptions(target, options)
     if transaction is not None:
         return _publish_many_in(transaction, publisher_of(publisher), common, bodies, deadline)
     batch = PublishBatch(publisher_of(publisher), publisher.session, common, deadline)
     batch.publish(bodies)
-    failed = batch.failed
+    _check_failed(batch.failed, batch.taken, is_given_up=batch.is_given_up)
+    return batch.taken
+
+
+def _check_failed(failed: dict[int, Exception], taken: int, *, is_given_up: bool) -> None:
+    """Raise :class:`BatchPublishError` if messages were not published."""
     if failed:
         first = min(failed)
-        end = ", the others were not checked" if batch.is_given_up else ""
+        end = ", the others were not checked" if is_given_up else ""
         raise BatchPublishError(
-            f"{len(failed)} of {batch.taken} messages were not published{end}; "
+            f"{len(failed)} of {taken} messages were not published{end}; "
             f"the first, number {first}: {failed[first]}",
             failed=failed,
-            taken=batch.taken,
+            taken=taken,
         ) from failed[first]
-    return batch.taken
+
+
+def _publish_to_shards(
+    sharded: ShardedQueue,
+    bodies: Iterable[Any],
+    connection: Connection,
+    deadline: Deadline,
+    transaction: object,
+    options: Mapping[str, Any],
+) -> int:
+    """Publish messages to the shards of their keys, a window of them at once.  May switch."""
+    publisher, supply, taken = publisher_of(connection), enumerate(bodies), 0
+    failed: dict[int, Exception] = {}
+    while window := list(islice(supply, WINDOW)):
+        taken += len(window)
+        shards: dict[str, tuple[Queue, dict[int, OutgoingMessage]]] = {}
+        for position, body in window:
+            try:
+                queue, own = sharded.routed(body, options)
+                message = PublishOptions.of(queue, own).message(body)
+            except EncodeError as exc:
+                failed[position] = exc
+            else:
+                shards.setdefault(queue.name, (queue, {}))[1][position] = message
+        for queue, messages in shards.values():
+            if transaction is not None:
+                publisher.publish_in(transaction, list(messages.values()), deadline)
+                continue
+            common = PublishOptions.of(queue, options)
+            batch = PublishBatch(publisher, connection.session, common, deadline)
+            batch.send(list(messages.values()))
+            positions = list(messages)
+            failed.update((positions[n], exc) for n, exc in batch.failed.items())
+            if batch.is_given_up:
+                _check_failed(failed, taken, is_given_up=True)
+    _check_failed(failed, taken, is_given_up=False)
+    return taken
 
 
 def _publish_many_in(

@@ -208,6 +208,11 @@ class Dispatcher:
         """Return whether *greenlet* is one of those that run handlers."""
         return any(worker.greenlet is greenlet for worker in self._workers)
 
+    def runs_of(self, channel: Channel) -> bool:
+        """Return whether a handler runs with a message of *channel*."""
+        loads = [each.load for each in self._workers if each.load is not None]
+        return any(each.channel is channel for load in loads for each in self._messages_of(load))
+
     def interrupt(self) -> None:
         """Interrupt all handlers; ``note_change`` of the consumer is called when they have ended."""
         for worker in list(self._workers):

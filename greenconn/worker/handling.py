@@ -621,13 +621,17 @@ class Handling:
         Arguments:
             has_begun: a handler has begun with it, so that this delivery of it counts.
         """
+        if not self.drop(message) and not has_begun:
+            with suppress(Exception):  # the channel is gone
+                message.put_back()
+
+    def drop(self, message: Message) -> bool:
+        """Forget *message*, and return whether it waited for a retry.  Never switches."""
         has_failed = self._has_failed(message)
         let_next_begin(message)
         if self._is_counted:
             release(message)
-        if not has_begun and not has_failed:
-            with suppress(Exception):  # the channel is gone
-                message.put_back()
+        return has_failed
 
     def requeue(self, message: Message, *, has_begun: bool = True) -> None:
         """Requeue a message, whatever happens to this greenlet.  May switch.

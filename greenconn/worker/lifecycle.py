@@ -41,6 +41,7 @@ from greenconn.transport.base import Link
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher
 from greenconn.worker.group import group_of
 from greenconn.worker.handling import BatchHandling, Handling
+from greenconn.worker.shards import ShardBalance, ShardSubscription
 from greenconn.worker.subscriptions import (
     ActiveReader,
     RecoveryOutcome,
@@ -167,6 +168,7 @@ class ConsumerLifecycle:
 
     __slots__ = (
         "_active",
+        "_balance",
         "_cancelled",
         "_greenlet",
         "_hub",
@@ -233,10 +235,16 @@ class ConsumerLifecycle:
             ActiveReader(self, queue) for queue in (options.queues if options.single_active else ())
         )
         rights = iter(self._active)
-        self._queues = tuple(
-            Subscription(self, queue, share, next(rights, None))
-            for queue, share in zip(options.queues, options.shares(), strict=True)
-        )
+        shares = zip(options.queues, options.shares(), strict=True)
+        self._queues: tuple[Subscription, ...]
+        self._balance: ShardBalance | None = None
+        if options.is_sharded:
+            shards = tuple(ShardSubscription(self, queue, share) for queue, share in shares)
+            self._queues, self._balance = shards, ShardBalance(self, shards)
+        else:
+            self._queues = tuple(
+                Subscription(self, queue, share, next(rights, None)) for queue, share in shares
+            )
         #: All; the right to read a queue is asked for before.
         self._subscriptions: tuple[Subscription, ...] = self._active + self._queues
         self._recovery = SubscriptionRecovery(self, self._subscriptions)
@@ -342,6 +350,8 @@ class ConsumerLifecycle:
         self._stop_expecting()
         for subscription in self._subscriptions:
             subscription.forget()
+        if self._balance is not None:
+            self._balance.stop()
         self.dispatcher.forget()
         self._target = TargetState.ABORTED
         self.note_change()
@@ -473,6 +483,8 @@ class ConsumerLifecycle:
             self.fail(outcome)
         elif self.is_confirmed:
             self.group.join_recovery()
+            if self._balance is not None:
+                self._balance.start()
             if self.state is ConsumerState.STARTING and logger.isEnabledFor(logging.INFO):
                 logger.info(
                     "consuming %s: %s, concurrency %d",
@@ -512,7 +524,7 @@ class ConsumerLifecycle:
             if self._target is TargetState.PAUSED:
                 if self._active:
                     self._let_others_read()
-                self._flush_settlements(NEVER)
+                self.flush_settlements(NEVER)
         elif self._target is TargetState.STOPPED:
             self.dispatcher.is_held = False
             self.dispatcher.stop_batching()
@@ -548,11 +560,13 @@ class ConsumerLifecycle:
         Before, no other consumer gets one: an earlier message of its key may be in a handler here.
         """
         dispatcher = self.dispatcher
+        if self._balance is not None:
+            self._balance.stop()
         dispatcher.take_back()
         dispatcher.stop_retries()
         while not dispatcher.is_idle:
             self.changed.wait(NEVER)
-        self._flush_settlements(deadline)
+        self.flush_settlements(deadline)
         for subscription in self._queues:
             try:
                 subscription.close()
@@ -597,7 +611,7 @@ class ConsumerLifecycle:
                 while not self.dispatcher.is_idle:
                     self.changed.wait(NEVER)
         self._let_others_read()
-        self._flush_settlements(Deadline(CANCEL_TIMEOUT) if is_abrupt else NEVER)
+        self.flush_settlements(Deadline(CANCEL_TIMEOUT) if is_abrupt else NEVER)
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s: %d messages are lost, as it has no_ack and was closed before "
@@ -609,7 +623,7 @@ class ConsumerLifecycle:
         if self._own_connection is not None:
             self._own_connection.close()
 
-    def _flush_settlements(self, deadline: Deadline) -> None:
+    def flush_settlements(self, deadline: Deadline) -> None:
         """Wait until the broker has the acks and requeues, or its link is lost.  May switch."""
         link = self.session.life.link
         try:

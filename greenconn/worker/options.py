@@ -18,7 +18,7 @@ from greenconn.checks import (
     invalid,
 )
 from greenconn.entity import Queue
-from greenconn.entity.queue import DEAD
+from greenconn.entity.queue import DEAD, ShardedQueue, key_of
 from greenconn.green.retry import RetryPolicy
 from greenconn.options import Retry
 from greenconn.schemas import Convert, converter_of, item_of, schema_of, signature_of
@@ -202,6 +202,9 @@ class ConsumerOptions:
     convert: Convert | None = field(init=False, default=None)
     """Function that converts decoded bodies to the schema.  None leaves bodies unconverted."""
 
+    is_sharded: bool = False
+    """Whether the queues are the shards of one, each with one active consumer at a time."""
+
     order: Order | None = field(init=False, default=None)
     """Order that ``in_order`` has given to the handler.  None: messages are handled as they come."""
 
@@ -256,6 +259,13 @@ class ConsumerOptions:
         if schema is not None:
             put(self, "convert", converter_of(schema))
         order = order_of(self.handler)
+        if self.is_sharded:
+            if order is not None:
+                raise TypeError(
+                    f"handler must not have in_order with a sharded queue, whose key is the order, got "
+                    f"{self.handler!r}"
+                )
+            order = Order(key_of, waits=True)
         if self.transaction is not None:
             put(self, "handler", TransactionHandler(self.handler, self.transaction))
         if order is not None:
@@ -455,6 +465,8 @@ def checked_options(
         not isinstance(queue, Iterable) or isinstance(queue, (bytes, Mapping))
     ):
         raise TypeError(f"queue must be a name, a Queue, or a list of them, got {queue!r}")
+    if isinstance(queue, ShardedQueue):
+        options = {**options, "is_sharded": True, "name": options.get("name") or queue.name}
     given = [queue] if isinstance(queue, (str, Queue)) else list(queue)
     if not given:
         raise ValueError("queue must be a name, a Queue, or a list of them, got an empty list")

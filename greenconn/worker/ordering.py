@@ -118,7 +118,7 @@ class Order:
 
     __slots__ = ("_key", "_lines", "_places", "waits")
 
-    def __init__(self, key: Key, waits: bool, running: int | None) -> None:
+    def __init__(self, key: Key, waits: bool, running: int | None = None) -> None:
         self._key = key
         self.waits = waits
         self._lines = PerHub(Lines)

@@ -141,3 +141,90 @@ def test_the_order_survives_a_hand_over(
         may_end.set()
         assert second.stop(SOON)
     assert not record.broken
+
+
+class Process:
+    """A consumer with a connection of its own, as another process has it."""
+
+    def __init__(self, url: str, options: dict[str, Any], queue: Any, record: Record) -> None:
+        self.connection = Connection(url, transport_options=options)
+        self.handled = 0
+
+        def work(body: Any, message: Message) -> None:
+            record.begin(body)
+            gevent.sleep(0.001)
+            self.handled += 1
+            record.end(body)
+
+        self.consumer = greenconn.spawn_consumer(
+            queue,
+            work,
+            connection=self.connection,
+            concurrency=50,
+            retry=Retry(tries=3, delay=0.02),
+        )
+        assert self.consumer.wait_ready(SOON)
+
+    @property
+    def shards(self) -> int:
+        """The number of shards that it is active on."""
+        return sum(each.is_active for each in self.consumer.lifecycle._queues)
+
+    def close(self) -> None:
+        assert self.consumer.stop(SOON)
+        self.connection.close()
+
+
+@needs(Can.SINGLE_ACTIVE, Can.CROWD)
+def test_shards_are_divided_and_stay_in_order(
+    kind_url: str,
+    options: dict[str, Any],
+    connection: Connection,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greenconn.worker.shards.BALANCE_INTERVAL", 0.1)
+    ledger = Queue.sharded(unique, 4, key=lambda body: body["key"])
+    record = Record()
+    keys = [f"key-{number}" for number in range(40)]
+    first = Process(kind_url, options, ledger, record)
+    sent = 0
+
+    def publish_round() -> None:
+        nonlocal sent
+        bodies = [{"key": key, "n": sent} for key in keys]
+        assert greenconn.publish_many(ledger, bodies, connection=connection) == len(keys)
+        sent += 1
+
+    def is_handled() -> bool:
+        assert not record.broken, record.broken
+        return all(len(record.handled[key]) == sent for key in keys)
+
+    publish_round()
+    until(is_handled, SOON)
+    assert first.shards == 4
+    second = Process(kind_url, options, ledger, record)
+
+    def is_divided() -> bool:
+        publish_round()
+        until(is_handled, SOON)
+        return first.shards == second.shards == 2
+
+    until(is_divided, SOON)
+    first.close()  # the other one goes on with all of them
+    publish_round()
+    until(is_handled, SOON)
+    assert second.shards == 4
+    second.close()
+    with connection.channel() as channel:
+        ledger.delete(channel)
+
+
+@pytest.mark.parametrize("broker_kind", ["mongodb"], indirect=True)
+def test_shards_need_a_single_active_consumer(connection: Connection, unique: str) -> None:
+    ledger = Queue.sharded(unique, 2, key=lambda body: body)
+    consumer = greenconn.spawn_consumer(ledger, lambda body, message: None, connection=connection)
+    with pytest.raises(ValueError, match="single active consumer"):
+        consumer.wait_ready(SOON)
+    with pytest.raises(ValueError, match="single active consumer"):
+        consumer.get(timeout=SOON)

@@ -248,9 +248,7 @@ class Sweeper:
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
 
-    def _requeue_foreign(
-        self, page: list[tuple[str, float]], held: dict[str, list[str]]
-    ) -> int:
+    def _requeue_foreign(self, page: list[tuple[str, float]], held: dict[str, list[str]]) -> int:
         """Requeue what kombu's consumers have held for too long, and return the number of messages.
 
         Arguments:

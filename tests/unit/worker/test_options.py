@@ -244,5 +244,5 @@ def test_where_failures_cannot_go(options: dict[str, Any], text: str) -> None:
 
 def test_type_checkers_know_all_options() -> None:
     known = BatchArguments.__required_keys__ | BatchArguments.__optional_keys__
-    of_call = {"queues", "handler", "schema", "declares_names", "convert"}
+    of_call = {"queues", "handler", "schema", "declares_names", "convert", "order", "is_sharded"}
     assert known | of_call == {each.name for each in fields(ConsumerOptions)}
