@@ -774,7 +774,7 @@ class ShardedQueue:
         self.exchange(channel).delete()
 
 
-def key_of(body: object, message: Any) -> str | None:
+def key_of(body: object, message: Message) -> str | None:
     """Return the key of a message of a shard; None: who published it gave none that can be used."""
     key = message.headers.get(KEY)
     return key if isinstance(key, str) and len(key) <= LONGEST_KEY else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -123,16 +123,14 @@ def test_the_order_survives_a_hand_over(
         assert second.wait_ready(SOON)
         publish(queue, connection, range(COUNT))
         assert first_begun.wait(SOON)
-        if end == "stop":
-            stopping = gevent.spawn(first.stop, SOON)
-        elif end == "abort":
-            stopping = gevent.spawn(first.stop, 0.01)
-        elif end == "pause":
-            stopping = gevent.spawn(first.pause, SOON)
-        elif end == "kill":
-            stopping = gevent.spawn(first.kill)
-        else:
-            stopping = gevent.spawn(former.close)
+        ends: dict[str, Callable[[], object]] = {
+            "stop": lambda: first.stop(SOON),
+            "abort": lambda: first.stop(0.01),
+            "pause": lambda: first.pause(SOON),
+            "kill": lambda: first.kill(),
+            "close": lambda: former.close(),
+        }
+        stopping = gevent.spawn(ends[end])
         if end in ("stop", "pause"):
             gevent.idle()
             may_end.set()
@@ -168,7 +166,8 @@ class Process:
     @property
     def shards(self) -> int:
         """The number of shards that it is active on."""
-        return sum(each.is_active for each in self.consumer.lifecycle._queues)
+        subscriptions: Any = self.consumer.lifecycle._queues
+        return sum(each.is_active for each in subscriptions)
 
     def close(self) -> None:
         assert self.consumer.stop(SOON)
