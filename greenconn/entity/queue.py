@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.abstract import ChannelPromise
     from greenconn.checks import Seconds
+    from greenconn.message import Message
 
     class QueueOptions(TypedDict, total=False):
         """The further arguments of queues of all kinds."""
