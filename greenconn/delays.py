@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from math import ceil, nan
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -30,12 +31,19 @@ class DelayedRoute(NamedTuple):
     headers: dict[str, Any]
 
 
-def checked_delay(seconds: Any) -> float | None:
-    """Return the seconds of the option ``delay``; None: there is no delay.
+def checked_delay(seconds: Any, at: Any = None) -> float | None:
+    """Return the seconds of the options ``delay`` and ``at``; None: there is no delay.
 
     Raises:
-        ValueError: it is no number of seconds.
+        TypeError, ValueError: one is none, or both are given.
     """
+    if at is not None:
+        if seconds is not None:
+            raise ValueError(f"at must be None with delay={seconds!r}, got {at!r}")
+        left = seconds_until(at)
+        if left > LONGEST:
+            raise ValueError(f"at must be at most a hundred years from now, got {at!r}")
+        return left if left > 0.0 else None
     if seconds is None:
         return None
     seconds = in_seconds(seconds)
@@ -45,6 +53,23 @@ def checked_delay(seconds: Any) -> float | None:
             f"{seconds!r}"
         )
     return float(seconds) or None
+
+
+def seconds_until(at: Any) -> float:
+    """Return the seconds until a datetime; negative if it is in the past.
+
+    Raises:
+        TypeError: *at* is no datetime.
+        ValueError: it has no time zone.
+    """
+    if not isinstance(at, datetime):
+        raise TypeError(f"at must be a datetime with a time zone, got {at!r}")
+    if at.utcoffset() is None:
+        raise ValueError(
+            f"at must have a time zone, got {at!r} (for local time: at.astimezone(); for UTC: "
+            f"at.replace(tzinfo=timezone.utc))"
+        )
+    return (at - datetime.now(timezone.utc)).total_seconds()
 
 
 def delayed_route(

@@ -293,6 +293,7 @@ if TYPE_CHECKING:
         DelaySeconds: int | None
         MessageDeduplicationId: str | None
         MessageGroupId: str | None
+        at: datetime | None
         delay: Seconds | None
         delay_seconds: int | None
         expires: Seconds | None
@@ -300,7 +301,7 @@ if TYPE_CHECKING:
 
 
 _PROPERTIES: Final = MessageProperties.__optional_keys__ | {
-    *("delay", "expires", "application_headers"),
+    *("at", "delay", "expires", "application_headers"),
     *(
         "DelaySeconds",
         "MessageDeduplicationId",
@@ -585,7 +586,8 @@ class Producer:
             confirm_timeout: seconds for the confirm, on a channel with confirms.
             properties: other AMQP properties: ``reply_to`` (a Queue too), ``correlation_id``...; beside
                 those ``delay``: seconds until it reaches its queue (RabbitMQ has whole ones, rounded
-                up), and ``expires``: same as *expiration*.
+                up), ``at``: a datetime with a time zone at which it does, and ``expires``: same as
+                *expiration*.
 
         Raises:
             PublishTimeout: *timeout* ended first.
@@ -602,7 +604,7 @@ class Producer:
         if fields:
             if not _PROPERTIES.issuperset(fields):
                 self._check_properties(fields)
-            delay = checked_delay(fields.pop("delay", None))
+            delay = checked_delay(fields.pop("delay", None), fields.pop("at", None))
             if (expires := fields.pop("expires", None)) is not None:
                 if expiration is not None:
                     raise ValueError("expires must be None with expiration, whose other name it is")

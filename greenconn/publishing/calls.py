@@ -374,6 +374,9 @@ def publish(
             ``delay``: seconds until the message reaches the queue.  RabbitMQ supports whole seconds
             only; fractions are rounded up.
 
+            ``at``: time at which the message reaches the queue, instead of *delay*: a datetime with a
+            time zone.  In the past, the message is published without a delay.
+
             ``app_id``, ``cluster_id``, ``correlation_id``, ``message_id``, ``reply_to``, ``timestamp``,
             ``type``, ``user_id``: message properties.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from greenconn.checks import Seconds, check_keywords, did_you_mean, is_number, milliseconds
 from greenconn.compression import compress
 from greenconn.defaults import declare_by_name
-from greenconn.delays import checked_delay, delayed_route
+from greenconn.delays import checked_delay, delayed_route, seconds_until
 from greenconn.encoding import plain_text
 from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.declaration import (
@@ -79,12 +79,16 @@ FINDING: Final = RetryPolicy(first=0.05, longest=2.0, jitter=0.0)
 #: Seconds for which an empty queue may refuse a message, since it may have no leader.
 LEADER_WAIT: Final = 10.0
 
+#: Seconds of a delay that has ended before its message is sent: there is none of 0.
+SHORTEST_DELAY: Final = 0.001
+
 Target: TypeAlias = str | Queue | Exchange
 
 
 class PublishArguments(MessageProperties, total=False):
     """The options of :func:`greenconn.publish`, and of what publishes as it does."""
 
+    at: datetime | None
     compression: str | None
     content_encoding: str | None
     content_type: str | None
@@ -102,7 +106,8 @@ class PublishArguments(MessageProperties, total=False):
 
 PROPERTIES: Final = MessageProperties.__optional_keys__
 KNOWN: Final = PublishArguments.__optional_keys__
-OPTIONS: Final = KNOWN - PROPERTIES
+#: With *at*, the same call made later means another delay.
+OPTIONS: Final = KNOWN - PROPERTIES - {"at"}
 #: What ``Producer.publish`` takes and this does not, and what to do instead.
 ELSEWHERE: Final = {
     "exchange": "pass the Exchange as target",
@@ -234,8 +239,9 @@ class OutgoingMessage:
         options = self.options
         exchange, routing_key = options.exchange, options.routing_key
         if options.delay is not None:
+            delay = options.delay_left(options.delay)
             route = delayed_route(
-                channel, exchange, routing_key, options.delay, self.headers, options.properties
+                channel, exchange, routing_key, delay, self.headers, options.properties
             )
             exchange, routing_key = route.exchange, route.routing_key
             self.headers = route.headers
@@ -286,6 +292,7 @@ class PublishOptions:
     """
 
     __slots__ = (
+        "_at",
         "compression",
         "content_encoding",
         "content_type",
@@ -312,8 +319,9 @@ class PublishOptions:
         self.mandatory = True
         #: Whether a queue that is known only by its name is declared; None: as the program chose.
         self.declare: bool | None = None
-        #: Seconds until it reaches the queue, above 0.
+        #: Seconds until it reaches the queue, above 0; as of now, where a time was given.
         self.delay: float | None = None
+        self._at: datetime | None = None
         self.serializer: str | None = None
         self.compression: str | None = None
         self.content_type: str | None = None
@@ -357,7 +365,8 @@ class PublishOptions:
         get = options.get
         self.mandatory = bool(get("mandatory", True))
         self.declare = _declare(get("declare"), self.target)
-        self.delay = checked_delay(get("delay"))
+        self._at = get("at")
+        self.delay = checked_delay(get("delay"), self._at)
         self.serializer = _text("serializer", get("serializer"))
         self.compression = _text("compression", get("compression"))
         self.content_type = _text("content_type", get("content_type"))
@@ -378,6 +387,10 @@ class PublishOptions:
                 value = value.name
             if value is not None:
                 properties[name] = _timestamp(value) if name == "timestamp" else _text(name, value)
+
+    def delay_left(self, delay: float) -> float:
+        """Return *delay*, or what is left of it where the program has named a time; above 0."""
+        return delay if self._at is None else max(SHORTEST_DELAY, seconds_until(self._at))
 
     def message(self, body: Any) -> OutgoingMessage:
         """Serialise *body*.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import Any
 
+import gevent
 import pytest
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn.connection import Connection
+from greenconn.contrib.outbox import row_of
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import Unroutable
 from greenconn.transport import memory
@@ -94,6 +97,55 @@ def test_producers_delay_as_well(connection: Connection, unique: str) -> None:
     assert {arrivals.next()[0], arrivals.next()[0]} == {"plain", "retried"}
     assert monotonic() - began >= 0.99
     arrivals.stop()
+
+
+def test_message_comes_at_a_time(connection: Connection, unique: str) -> None:
+    arrivals = Arrivals(connection, unique)
+    at = datetime.now(timezone(timedelta(hours=9))) + timedelta(seconds=2)
+    greenconn.publish(unique, "one", connection=connection, at=at)
+    greenconn.publish_many(unique, ["two"], connection=connection, at=at)
+    connection.Producer().publish("three", routing_key=unique, at=at)
+    past = at - timedelta(hours=1)
+    greenconn.publish(unique, "past", connection=connection, at=past)
+    connection.Producer().publish("past", routing_key=unique, at=past)
+    assert [arrivals.next()[0] for _ in range(2)] == ["past", "past"]
+    assert {arrivals.next()[0] for _ in range(3)} == {"one", "two", "three"}
+    assert datetime.now(timezone.utc) >= at - timedelta(milliseconds=10)
+    arrivals.stop()
+
+
+def test_time_that_passes_before_the_message_is_sent(connection: Connection, unique: str) -> None:
+    arrivals = Arrivals(connection, unique)
+
+    def bodies() -> Iterator[str]:
+        gevent.sleep(0.2)
+        yield "late"
+
+    at = datetime.now(timezone.utc) + timedelta(seconds=0.1)
+    greenconn.publish_many(unique, bodies(), connection=connection, at=at)
+    assert arrivals.next()[0] == "late"
+    arrivals.stop()
+
+
+def test_wrong_time(memory_url: str) -> None:
+    now = datetime.now(timezone.utc)
+    with Connection(memory_url) as connection:
+        producer = connection.Producer()
+        calls: list[Callable[..., Any]] = [
+            lambda **options: greenconn.publish("q", 1, connection=connection, **options),
+            lambda **options: greenconn.publish_many("q", [1], connection=connection, **options),
+            lambda **options: producer.publish(1, routing_key="q", **options),
+            lambda **options: row_of("q", 1, None, options),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match=r"at must have a time zone, .*at\.astimezone\(\)"):
+                call(at=now.replace(tzinfo=None))
+            with pytest.raises(TypeError, match="at must be a datetime with a time zone"):
+                call(at=now.timestamp())
+            with pytest.raises(ValueError, match="at must be None with delay=3"):
+                call(at=now, delay=3)
+            with pytest.raises(ValueError, match="at must be at most"):
+                call(at=datetime.max.replace(tzinfo=timezone.utc))
 
 
 def test_delayed_message_needs_a_queue_now(connection: Connection, unique: str) -> None:
