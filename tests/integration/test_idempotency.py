@@ -7,6 +7,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_a_mark_in_the_transaction_of_the_handler(tmp_path: Path) -> None:
     store = SqlIds(engine)
     store.create_table()
     with pytest.raises(LookupError), engine.begin() as connection:
-        store.add(connection, "a", LONG)
+        store.add(connection, "a", timedelta(seconds=LONG))
         raise LookupError
     with engine.begin() as connection:
         store.add(connection, "a", LONG)

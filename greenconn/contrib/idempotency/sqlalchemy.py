@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
+from greenconn.checks import Seconds, in_seconds
 from greenconn.contrib.idempotency.store import Claim, IdStore
 from greenconn.green.threadpool import in_threadpool
 
@@ -84,7 +85,7 @@ class SqlIds(IdStore):
         in_threadpool(partial(self._release, id, owner))
 
     def add(
-        self, session: Session | scoped_session[Session] | Connection, id: str, ttl: float
+        self, session: Session | scoped_session[Session] | Connection, id: str, ttl: Seconds
     ) -> None:
         """Write an id as handled into the transaction of *session*, instead of by ``handled_once``.
 
@@ -93,7 +94,7 @@ class SqlIds(IdStore):
         Raises:
             sqlalchemy.exc.IntegrityError: it was written before, perhaps a moment ago.
         """
-        values = {"id": id, "owner": "", "expires_ms": self._expiry(ttl)}
+        values = {"id": id, "owner": "", "expires_ms": self._expiry(in_seconds(ttl))}
         session.execute(self.table.insert(), values)
 
     def prune(self) -> int:

@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 from zlib import crc32
 
 from greenconn import jsoncodec
+from greenconn.checks import in_seconds
 from greenconn.entity import Exchange, Queue, binding
 from greenconn.identity import uuid
 from greenconn.publishing.publisher import PublishOptions, Target
@@ -95,7 +96,7 @@ def row_of(target: Target, body: Any, key: str | None, options: Mapping[str, Any
     checked = PublishOptions(target, options)
     message = checked.message(body)
     message_id = checked.properties.get("message_id") or uuid()
-    given = {name: value for name, value in options.items() if name not in _SERIALIZED}
+    given = {name: in_seconds(value) for name, value in options.items() if name not in _SERIALIZED}
     envelope = {
         "target": target if isinstance(target, str) else _described(target),
         "content_type": message.content_type,

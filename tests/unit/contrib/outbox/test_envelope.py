@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -38,6 +38,14 @@ def test_a_message_comes_back_as_it_was() -> None:
     assert (message.options.priority, message.options.delay) == (7, 2.5)
     assert message.headers == options["headers"]
     assert loads(message.body, message.content_type, message.content_encoding) == {"number": 7}
+
+
+def test_times_that_are_no_numbers() -> None:
+    at = datetime(2096, 11, 22, tzinfo=timezone.utc)
+    row = row_of("orders", 7, None, {"at": at, "expires": timedelta(seconds=60)})
+    assert publish_arguments(row.envelope).items() >= {("at", at), ("expires", 60.0)}
+    row = row_of("orders", 7, None, {"delay": timedelta(seconds=2)})
+    assert publish_arguments(row.envelope)["delay"] == 2.0
 
 
 def test_a_compressed_body_is_not_compressed_again() -> None:
