@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from greenconn.url import parse_url
     from greenconn.worker import (
         ConsumerGreenlet,
+        DeadLetter,
+        Discard,
+        RetryLater,
         dead_letters,
         in_order,
         spawn_consumer,
@@ -43,6 +46,8 @@ __all__ = [
     "Connection",
     "Consumer",
     "ConsumerGreenlet",
+    "DeadLetter",
+    "Discard",
     "Exchange",
     "FileOffsets",
     "Listener",
@@ -51,6 +56,7 @@ __all__ = [
     "Queue",
     "QueueOffsets",
     "Retry",
+    "RetryLater",
     "SuperStream",
     "__version__",
     "add_listener",
@@ -93,7 +99,10 @@ _NAMES = {
     "service.app": ("App",),
     "service.offsets": ("FileOffsets", "QueueOffsets"),
     "url": ("parse_url",),
-    "worker": ("ConsumerGreenlet", "dead_letters", "in_order", "spawn_consumer", "stop_consumers"),
+    "worker": (
+        *("ConsumerGreenlet", "DeadLetter", "Discard", "RetryLater"),
+        *("dead_letters", "in_order", "spawn_consumer", "stop_consumers"),
+    ),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.message import Message
     from greenconn.publishing.publisher import OutgoingMessage
-    from greenconn.worker.failures import DeadLetter, DeadLetters
+    from greenconn.worker.failures import DeadLetterEntry, DeadLetters
 
 
 #: Fields of a record that are shown as properties are.
@@ -282,7 +282,7 @@ def replay_dead(
 ) -> None:
     """Publish the dead letters of QUEUE to their queue again, the oldest first."""
 
-    def is_meant(letter: DeadLetter) -> bool:
+    def is_meant(letter: DeadLetterEntry) -> bool:
         known = letter.error or ""
         return (reason is None or letter.reason == reason) and (
             error is None or error in (known, known.rpartition(".")[2])
@@ -346,7 +346,7 @@ def _check_exists(connection: Connection, names: list[str]) -> None:
                 raise
 
 
-def _letter_lines(number: int, letter: DeadLetter) -> Iterator[str]:
+def _letter_lines(number: int, letter: DeadLetterEntry) -> Iterator[str]:
     from greenconn.cli.records import body_of, message_lines
     from greenconn.worker.failures import EXCHANGE, FAILURE_HEADERS, ROUTING_KEY
 
@@ -378,7 +378,7 @@ def _origin_in(traceback: str | None) -> str | None:
     return files[-1].strip() if files else None
 
 
-def _letter_fields(letter: DeadLetter) -> dict[str, object]:
+def _letter_fields(letter: DeadLetterEntry) -> dict[str, object]:
     try:
         body: object = letter.message.payload
     except Exception:

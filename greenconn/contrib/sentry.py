@@ -26,6 +26,7 @@ from greenconn.defaults import default_connection
 from greenconn.message import Message
 from greenconn.publishing.publisher import Target
 from greenconn.service.app import App
+from greenconn.worker import Discard, RetryLater
 
 __all__ = ["instrument"]
 
@@ -68,6 +69,8 @@ def instrument(app: App) -> None:
                     transaction.set_data(name, value)
                 try:
                     yield
+                except (RetryLater, Discard):
+                    raise  # the handler has chosen this
                 except (Exception, Timeout) as exc:
                     transaction.set_status("internal_error")
                     sentry_sdk.capture_exception(exc)

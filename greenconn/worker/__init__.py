@@ -2,14 +2,17 @@
 
 from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer, stop_consumers
 from greenconn.worker.dispatch import Interrupted
-from greenconn.worker.failures import dead_letters
+from greenconn.worker.failures import DeadLetter, Discard, RetryLater, dead_letters
 from greenconn.worker.lifecycle import ConsumerState
 from greenconn.worker.ordering import in_order
 
 __all__ = [
     "ConsumerGreenlet",
     "ConsumerState",
+    "DeadLetter",
+    "Discard",
     "Interrupted",
+    "RetryLater",
     "dead_letters",
     "in_order",
     "spawn_consumer",

@@ -291,10 +291,11 @@ class ConsumerGreenlet(_Greenlet):
         Returns:
             A dict with these keys.  ``state``: the name of the current state.  Numbers of messages since
             the start: ``received``, ``handled``, ``failed`` (the handler raised, or the body could not
-            be decoded), ``retried``, ``rejected``, ``requeued``, ``dropped`` (with ``no_ack``: received
-            but never handled).  ``in_flight``: messages that handlers have started and that are not
-            settled.  ``concurrency`` and ``prefetch_count``: the options of the consumer.
-            ``last_delivery_age``: seconds since the last delivery, None before the first.
+            be decoded), ``discarded`` (the handler raised ``Discard``), ``retried``, ``rejected``,
+            ``requeued``, ``dropped`` (with ``no_ack``: received but never handled).  ``in_flight``:
+            messages that handlers have started and that are not settled.  ``concurrency`` and
+            ``prefetch_count``: the options of the consumer.  ``last_delivery_age``: seconds since the
+            last delivery, None before the first.
         """
         lifecycle = self.lifecycle
         handling, dispatcher = lifecycle.handling, lifecycle.dispatcher
@@ -303,6 +304,7 @@ class ConsumerGreenlet(_Greenlet):
             "received": dispatcher.received,
             "handled": handling.handled,
             "failed": handling.failed,
+            "discarded": handling.discarded,
             "retried": handling.retried,
             "rejected": handling.rejected,
             "requeued": handling.requeued,

@@ -1,5 +1,8 @@
 """Messages whose handler failed: sent to where they wait, looked at, and published again.
 
+A handler may choose what becomes of its message by the exception that it raises: :class:`RetryLater`,
+:class:`Discard` or :class:`DeadLetter`.
+
 They wait in their queue, delayed, until a retry; or as dead letters.  Each is published as it was, with
 what is known of the failure in headers, and acknowledged when the broker has confirmed that.  So none is
 lost, and one is there twice only if the process or the connection ends between the two.  Where the
@@ -20,15 +23,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from gevent import sleep
 from gevent.lock import BoundedSemaphore
 
-from greenconn.checks import is_number
+from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.compression import compress
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
-from greenconn.delays import DELAY
+from greenconn.delays import DELAY, seconds_until
 from greenconn.encoding import safe_repr
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
-from greenconn.exceptions import NotFound, error_text, escaped
+from greenconn.exceptions import KombuError, NotFound, error_text, escaped
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
@@ -103,10 +106,90 @@ STATISTICS_INTERVAL: Final = 6.0
 DLX_TIMEOUT: Final = 10.0
 _DLX: Final = "dead-letter-exchange"
 _DLX_KEY: Final = "dead-letter-routing-key"
+#: Seconds of the shortest and of the longest wait that a handler may ask for.
+SHORTEST_WAIT: Final = 1.0
+LONGEST_WAIT: Final = 365 * 86_400.0
 #: Messages that are published at once.
 WINDOW: Final = 100
 #: Seconds for publishing one message.
 MOVE_TIMEOUT: Final = 30.0
+
+
+class HandlerOutcome(KombuError):
+    """The base class of the exceptions by which a handler chooses what becomes of its message."""
+
+
+class RetryLater(HandlerOutcome):
+    """Raised by a handler that is to be called again with its message after a delay.
+
+    The broker holds the message, as for ``Retry(hold="broker")``, and delivers it again when the delay
+    is over, never earlier.  What the broker cannot hold waits in the process.
+
+    Arguments:
+        delay: seconds, or a timedelta; at most a year.  Less than 1 s is taken as 1 s, so that a message
+            that is always sent back keeps neither the process nor the broker busy.
+        at: time of the next call, instead of *delay*: a datetime with a time zone.
+        counts: whether this call is one of the ``tries`` of ``retry``: without one left, the message is
+            given up as after a failure.  Without ``retry`` there is no limit.
+
+    Attributes:
+        delay, at, counts: the arguments, *delay* in seconds; one of *delay* and *at* is None.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid.
+
+    Example::
+
+        if response.status_code == 429:
+            raise greenconn.RetryLater(float(response.headers["Retry-After"]))
+    """
+
+    def __init__(
+        self, delay: Seconds | None = None, *, at: datetime | None = None, counts: bool = False
+    ) -> None:
+        if (delay is None) is (at is None):
+            raise TypeError(
+                f"RetryLater must have either delay or at, got delay={safe_repr(delay)} and at={at!r}"
+            )
+        if not isinstance(counts, bool):
+            raise TypeError(f"counts must be True or False, got {safe_repr(counts)}")
+        seconds: Any = in_seconds(delay) if at is None else seconds_until(at)
+        if not is_number(seconds) or seconds > LONGEST_WAIT or (seconds < 0 and at is None):
+            name, given = ("delay", delay) if at is None else ("at", at)
+            raise ValueError(
+                f"{name} must be at least 0 and at most {LONGEST_WAIT:.0f} seconds (a year) from now, "
+                f"got {safe_repr(given)}"
+            )
+        self.delay = float(seconds) if at is None else None
+        self.at = at
+        self.counts = counts
+        when = f"in {seconds:g} s" if at is None else f"at {at.isoformat()}"
+        super().__init__(f"the handler is called again {when}")
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the next call, if they were asked for now."""
+        left = self.delay if self.at is None else seconds_until(self.at)
+        assert left is not None
+        return max(left, SHORTEST_WAIT)
+
+
+class Discard(HandlerOutcome):
+    """Raised by a handler whose message is of no use: it is acknowledged, and the reason is logged.
+
+    Arguments:
+        reason: text for the log.
+    """
+
+
+class DeadLetter(HandlerOutcome):
+    """Raised by a handler with a message that no retry helps: it becomes a dead letter now.
+
+    The message goes where it would after its last attempt, also with ``on_error="requeue"`` or
+    ``"discard"``.  A function as ``on_error`` is called.
+
+    Arguments:
+        reason: text for the log and the headers of the dead letter.
+    """
 
 
 class FailedMessages:
@@ -135,10 +218,15 @@ class FailedMessages:
 
         Arguments:
             message: one that :meth:`can_delay`.
-            attempts: how often its handler has failed.
+            attempts: how often its handler has failed; 0: it has asked for the delay.
         """
         options = PublishOptions(queue, {"delay": delay, **priority_of(message)})
-        outgoing = resent(message, options, _failure_headers(message, attempts))
+        if attempts:
+            headers = _failure_headers(message, attempts)
+        else:
+            # By this header its consumer knows that the message was sent again.
+            headers = {ATTEMPTS: 0, **_route_headers(message)}
+        outgoing = resent(message, options, headers)
         try:
             if (observers := LISTENERS.publishing) is not None:
                 observed = outgoing.observe(observers, url_of(message.channel))
@@ -278,10 +366,15 @@ def priority_of(message: Message) -> dict[str, Any]:
 
 
 def _failure_headers(message: Message, attempts: int) -> dict[str, Any]:
-    headers, info = dict(message.headers), message.delivery_info
+    headers = _route_headers(message)
     if attempts:
         headers[ATTEMPTS] = attempts
     headers.setdefault(FIRST_FAILURE, _now())
+    return headers
+
+
+def _route_headers(message: Message) -> dict[str, Any]:
+    headers, info = dict(message.headers), message.delivery_info
     headers.setdefault(EXCHANGE, info.get("exchange") or "")
     headers.setdefault(ROUTING_KEY, info.get("routing_key") or "")
     return headers
@@ -541,7 +634,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DeadLetter:
+class DeadLetterEntry:
     """A dead letter, and why it is one."""
 
     queue: str | None
@@ -593,7 +686,7 @@ class DeadLetters:
         with self._connection.channel() as channel:
             return self._count(channel)
 
-    def look(self, limit: int = 10) -> list[DeadLetter]:
+    def look(self, limit: int = 10) -> list[DeadLetterEntry]:
         """Return the oldest ones, which stay where they are.  May switch.
 
         Arguments:
@@ -607,7 +700,7 @@ class DeadLetters:
 
     def replay(
         self,
-        where: Callable[[DeadLetter], object] | None = None,
+        where: Callable[[DeadLetterEntry], object] | None = None,
         *,
         limit: int | None = None,
         rate: float | None = None,
@@ -705,7 +798,7 @@ def dead_letters(
     return DeadLetters(text, name or f"{text}{DEAD}", consuming_connection(connection))
 
 
-def _dead_letter(message: Message) -> DeadLetter:
+def _dead_letter(message: Message) -> DeadLetterEntry:
     headers = message.headers
     death = _first_death(message)
 
@@ -713,7 +806,7 @@ def _dead_letter(message: Message) -> DeadLetter:
         value = headers.get(name, default)
         return value if isinstance(value, str) else None
 
-    return DeadLetter(
+    return DeadLetterEntry(
         queue=text(QUEUE, death.get("queue")),
         reason=text(REASON, death.get("reason")),
         error=text(ERROR),

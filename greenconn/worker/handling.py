@@ -3,8 +3,9 @@
 A message is settled once, by the handler itself or here.  After a handler that returned it is acked.
 After one that failed it is handled again after the delays of ``retry``, for which the broker holds it
 where it can; then ``on_error`` decides: it becomes a dead letter, is rejected, requeued, discarded, or
-passed to a function.  A body that cannot be decoded, or does not fit the handler's schema, never
-reaches the handler.
+passed to a function.  A handler that raises ``RetryLater``, ``Discard`` or ``DeadLetter`` has decided
+that itself.  A body that cannot be decoded, or does not fit the handler's schema, never reaches the
+handler.
 
 A message whose channel was closed cannot be settled, and the broker redelivers it.  So an ack that
 fails is logged and ends nothing.
@@ -42,7 +43,10 @@ from greenconn.log import LONGEST_ID, message_fields
 from greenconn.worker.dispatch import Interrupted, MessageBatch, NotBegun
 from greenconn.worker.failures import (
     ATTEMPTS,
+    DeadLetter,
+    Discard,
     FailedMessages,
+    RetryLater,
     attempts_of,
     note_failure,
     restore_route,
@@ -102,8 +106,8 @@ class Handling:
         consumer: its life; the handler is called for its dispatcher.
 
     Attributes:
-        handled, failed, retried, rejected, requeued, dropped: numbers of messages; one that fails twice
-            counts twice; dropped are those that need no ack and were never handled.
+        handled, failed, discarded, retried, rejected, requeued, dropped: numbers of messages; one that
+            fails twice counts twice; dropped are those that need no ack and were never handled.
     """
 
     __slots__ = (
@@ -124,6 +128,7 @@ class Handling:
         "_retry_policy",
         "_returned",
         "_timeout",
+        "discarded",
         "dropped",
         "failed",
         "handled",
@@ -157,7 +162,7 @@ class Handling:
         #: None: none has come back.
         self._returned: ReturnedMessages | None = None
         self._has_logged_kill = False
-        self.handled = self.failed = self.retried = 0
+        self.handled = self.failed = self.discarded = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
 
     @property
@@ -302,14 +307,24 @@ class Handling:
     # Failing
 
     def _failed(self, message: Message, exc: BaseException) -> None:
-        self.failed += 1
+        later = exc if isinstance(exc, RetryLater) and not self._no_ack else None
         if not self._no_ack and not self._is_unsettled(message):
+            self.failed += 1
             self._backoffs.pop(message, None)
             self._note_return(message)
             self._log_failure(message, exc, None, "the message is already settled")
             return
+        if isinstance(exc, Discard):
+            self._discard([message], exc)
+            return
+        if later is not None and not later.counts:
+            self._send_back(message, later, self._failures_of(message))
+            return
+        self.failed += 1
         attempts, delay = self._next_retry(message, exc)
-        if delay is None:
+        if later is not None and (delay is not None or self._retry_policy is None):
+            self._send_back(message, later, attempts)
+        elif delay is None:
             end, target = self._last_step(message, exc)
             self._log_failure(message, exc, attempts, end)
             self._give_up(message, exc, attempts, target)
@@ -324,6 +339,56 @@ class Handling:
             self._notify_retry(message, exc, attempts, delay)
             if holder is None or not self._is_held(holder, message, attempts, delay):
                 self._retry(message, delay)
+
+    def _discard(self, messages: list[Message], exc: Discard) -> None:
+        """Acknowledge *messages* of a handler that has no use for them."""
+        reason = error_text(exc) or "no reason given"
+        self._log_outcome(messages, f"discarded {_described(messages)}: {reason}")
+        self.discarded += len(messages)
+        for message in messages:
+            self._backoffs.pop(message, None)
+            if not self._no_ack:
+                self._ack(message)
+
+    def _send_back(self, message: Message, exc: RetryLater, attempts: int) -> None:
+        """Have *message* handled again when its handler has said.  May switch.
+
+        Arguments:
+            attempts: how often the handler has failed.
+        """
+        holder, delay = self._failed_messages, exc.seconds_left()
+        if holder is not None and (self._keeps_order or not holder.can_delay(message)):
+            holder = None  # in order, the message keeps its place in the queue
+        if holder is not None:
+            delay = kept_delay(message.channel, delay)
+        self._log_outcome(
+            [message], f"asked for {_described([message])} again in {delay:.1f} s", exc
+        )
+        self._notify_retry(message, exc, attempts, delay)
+        if holder is not None and self._is_held(holder, message, attempts, delay):
+            return
+        if self._consumer.is_ending:
+            self.requeue(message)
+        else:
+            self._retry(message, delay, has_failed=exc.counts)
+
+    def _log_outcome(
+        self, messages: list[Message], outcome: str, exc: BaseException | None = None
+    ) -> None:
+        """Log what the handler has done with its messages.
+
+        Arguments:
+            exc: an error whose cause is the reason.
+        """
+        cause = None if exc is None else exc.__cause__
+        logger.info(
+            "handler %s of queue %r %s%s",
+            _name_of(self._handler),
+            self._consumer.queue_of(messages[0]),
+            outcome,
+            "" if cause is None else f": {type(cause).__name__}: {error_text(cause)}",
+            extra=self._fields(messages[0]),
+        )
 
     def _notify_retry(
         self, message: Message, exc: BaseException, attempts: int, delay: float
@@ -365,9 +430,8 @@ class Handling:
 
         None: it is not handled again.
         """
-        backoff = self._backoffs.pop(message, None)
-        former = attempts_of(message) if backoff is None else backoff.failures
-        if self._retry_policy is None or isinstance(exc, Interrupted):
+        former, backoff = self._failures_of(message), self._backoffs.pop(message, None)
+        if self._retry_policy is None or isinstance(exc, (Interrupted, DeadLetter)):
             return former + 1, None
         if backoff is None:
             backoff = Backoff(self._retry_policy)
@@ -379,14 +443,20 @@ class Handling:
             self._backoffs[message] = backoff
         return former + 1, delay
 
-    def _retry(self, message: Message, delay: float) -> None:
+    def _failures_of(self, message: Message) -> int:
+        """Return how often the handler of *message* has failed before."""
+        backoff = self._backoffs.get(message)
+        return attempts_of(message) if backoff is None else backoff.failures
+
+    def _retry(self, message: Message, delay: float, *, has_failed: bool = True) -> None:
         """Have *message* handled again in *delay* seconds, unless the broker redelivers it."""
         if not self._no_ack and not self._is_unsettled(message):
             # Its channel was lost while the failure was logged, or while a copy was on its way.
             self._backoffs.pop(message, None)
             return
         self.retried += 1
-        note_failure(message)
+        if has_failed:
+            note_failure(message)
         message._decoded_cache = None  # the handler may have changed it
         self._consumer.dispatcher.retry_later(message, delay)
 
@@ -421,16 +491,21 @@ class Handling:
         """
         if callable(self._on_error) and not self._no_ack:
             return f"{_name_of(self._on_error)} decides", None
-        if self._on_error == "requeue":
+        if self._on_error_of(exc) == "requeue":
             return f"{subject} requeued", None
         end, target = self._end_of(message, exc)
         return f"{subject} {end}", target
+
+    def _on_error_of(self, exc: BaseException) -> Any:
+        """Return ``on_error``, unless the handler itself has asked for a dead letter."""
+        is_kept = isinstance(exc, DeadLetter) and self._on_error in ("requeue", "discard")
+        return "dead_letter" if is_kept else self._on_error
 
     def _end_of(self, message: Message, exc: BaseException) -> tuple[str, str | None]:
         """Return where a message that is given up goes: else as :meth:`_last_step`.  May switch."""
         if self._no_ack or self._failed_messages is None:
             return "lost (no_ack)", None
-        if self._on_error == "discard":
+        if self._on_error_of(exc) == "discard":
             return "lost (on_error='discard')", None
         if self._on_error == "reject":
             return "rejected: it is lost if the queue has no dead-letter exchange", None
@@ -458,7 +533,7 @@ class Handling:
             target: as :meth:`_end_of` returns it.
         """
         self._note_return(message)
-        if self._on_error == "requeue":
+        if self._on_error_of(exc) == "requeue":
             self._settle(message, requeue=True)
         elif callable(self._on_error):
             self._decide(self._on_error, message, exc, attempts)
@@ -553,7 +628,7 @@ class Handling:
                 return
             self._ack(message)
             self.rejected += 1
-        elif self._on_error == "discard":
+        elif self._on_error_of(exc) == "discard":
             self._ack(message)
             self.rejected += 1
         elif not self._settle(message, requeue=False):
@@ -737,14 +812,20 @@ class BatchHandling(Handling):
         return bodies
 
     def _batch_failed(self, batch: MessageBatch, exc: BaseException) -> None:
-        self.failed += len(batch.messages)
-        first = batch.messages[0]
+        first, count = batch.messages[0], len(batch.messages)
         if not self._no_ack:
             # What the handler settled itself is left alone.
             for each in batch.messages:
                 if each._state == "REQUEUED":
                     self._note_return(each)
             batch.messages = [each for each in batch.messages if self._is_unsettled(each)]
+        if batch.messages and isinstance(exc, Discard):
+            self._discard(batch.messages, exc)
+            return
+        if batch.messages and isinstance(exc, RetryLater) and not self._no_ack:
+            self._send_batch_back(batch, exc)
+            return
+        self.failed += count
         if not batch.messages:
             self._log_failure(first, exc, None, "its messages are already settled")
             return
@@ -764,15 +845,42 @@ class BatchHandling(Handling):
                 self._notify_retry(message, exc, batch.failures, delay)
             self._retry_batch(batch, delay)
 
+    def _send_batch_back(self, batch: MessageBatch, exc: RetryLater) -> None:
+        """Have the messages handled again when their handler has said, in any batch.  May switch."""
+        policy, messages = self._retry_policy, batch.messages
+        delay, tries = exc.seconds_left(), None if policy is None else policy.tries
+        self._log_outcome(messages, f"asked for {_described(messages)} again in {delay:.1f} s", exc)
+        waiting: list[Any] = []
+        for message in messages:
+            attempts = max(attempts_of(message), batch.failures) + exc.counts
+            self.failed += exc.counts
+            if exc.counts and tries is not None and attempts >= tries:
+                end, target = self._last_step(message, exc)
+                self._log_failure(message, exc, attempts, end)
+                self._give_up(message, exc, attempts, target)
+                continue
+            holder = self._failed_messages
+            is_held = holder is not None and holder.can_delay(message)
+            left = kept_delay(message.channel, delay) if is_held else delay
+            self._notify_retry(message, exc, attempts, left)
+            if holder is None or not is_held or not self._is_held(holder, message, attempts, left):
+                waiting.append(message)
+        if self._consumer.is_ending:
+            self._requeue_all(waiting)
+        elif waiting:
+            load = MessageBatch(waiting)
+            load.failures, load.delays = batch.failures + exc.counts, batch.delays
+            self._retry_batch(load, delay, has_failed=exc.counts)
+
     def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:
         load.failures += 1
-        if self._retry_policy is None or isinstance(exc, Interrupted):
+        if self._retry_policy is None or isinstance(exc, (Interrupted, DeadLetter)):
             return None
         if load.delays is None:
             load.delays = Backoff(self._retry_policy)
         return next(load.delays, None)
 
-    def _retry_batch(self, load: MessageBatch, delay: float) -> None:
+    def _retry_batch(self, load: MessageBatch, delay: float, *, has_failed: bool = True) -> None:
         if not self._no_ack:
             # Channels may have been lost while the failure was logged.
             load.messages = [each for each in load.messages if self._is_unsettled(each)]
@@ -780,12 +888,13 @@ class BatchHandling(Handling):
                 return
         self.retried += len(load.messages)
         for message in load.messages:
-            note_failure(message)
+            if has_failed:
+                note_failure(message)
             message._decoded_cache = None
         self._consumer.dispatcher.retry_later(load, delay)
 
-    def _retry(self, message: Message, delay: float) -> None:
-        self._retry_batch(MessageBatch([message]), delay)
+    def _retry(self, message: Message, delay: float, *, has_failed: bool = True) -> None:
+        self._retry_batch(MessageBatch([message]), delay, has_failed=has_failed)
 
     def _requeue_all(self, messages: list[Any]) -> None:
         for position, message in enumerate(messages):
@@ -868,6 +977,12 @@ def release(message: Message) -> None:
     sink = message.__dict__.pop("sink", None)
     if sink is not None and sink.taken is not None:
         sink.taken(message)
+
+
+def _described(messages: list[Message]) -> str:
+    """Return what a log line calls *messages*."""
+    tag = messages[0].delivery_tag
+    return f"delivery {tag}" if len(messages) == 1 else f"{len(messages)} messages from {tag} on"
 
 
 def _name_of(function: Any) -> str:

@@ -14,7 +14,7 @@ from gevent import Timeout
 from gevent.queue import Queue as Inbox
 
 import greenconn
-from greenconn import App, Connection, Exchange, Queue
+from greenconn import App, Connection, Discard, Exchange, Queue, RetryLater
 from greenconn.exceptions import PublishRefused, Unroutable
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, run, start
@@ -346,6 +346,30 @@ def test_what_failed_for_good_is_a_dead_letter_and_leaves_nothing_else(
     assert consumer.stop(SOON)
     assert ledger.numbers() == []
     assert waiting(connection, "orders.dead") == 1
+
+
+def test_what_a_handler_chooses_comes_after_the_rollback(
+    connection: Connection, engine: Any, ledger: Ledger
+) -> None:
+    calls: list[int] = []
+
+    def handle(body: int, message: Any, session: Session) -> None:
+        session.execute(sqlalchemy.text(ledger.insert), {"number": body})
+        calls.append(body)
+        if body == 1:
+            raise Discard("not wanted")
+        if calls.count(body) == 1:
+            raise RetryLater(1)
+
+    consumer = greenconn.spawn_consumer(
+        Queue("orders"), handle, connection=connection, transaction=engine
+    )
+    greenconn.publish_many(Queue("orders"), [1, 2], connection=connection)
+    until(lambda: consumer.stats()["handled"] == 1, SOON)
+    assert consumer.stop(SOON)
+    assert ledger.numbers() == [2]
+    assert calls == [1, 2, 2]
+    assert waiting(connection, "orders") == 0
 
 
 def test_a_transaction_whose_message_went_to_another_is_rolled_back(

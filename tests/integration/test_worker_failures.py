@@ -241,13 +241,13 @@ import logging
 import sys
 import gevent
 import greenconn
-from greenconn import Retry
+from greenconn import Retry, RetryLater
 
 logging.disable()  # nobody reads the pipe
 
 def handle(body, message):
     if "x-greenconn-attempts" not in message.headers:
-        raise OSError("try me again")
+        raise {error}
     sys.stdout.write("%d\\n" % body)
     sys.stdout.flush()
 
@@ -261,13 +261,19 @@ consumer.join()
 """
 
 
-@pytest.mark.parametrize("which", ["amqp_url", "redis_url", "sqlite_url"])
+@pytest.mark.parametrize(
+    ("which", "error"),
+    [
+        *(("amqp_url", "OSError()"), ("redis_url", "OSError()"), ("sqlite_url", "OSError()")),
+        *(("amqp_url", "RetryLater(2)"), ("sqlite_url", "RetryLater(2)")),
+    ],
+)
 def test_killed_worker_loses_no_waiting_retry(
-    request: pytest.FixtureRequest, which: str, unique: str
+    request: pytest.FixtureRequest, which: str, error: str, unique: str
 ) -> None:
     url = request.getfixturevalue(which)
     options = {} if which == "amqp_url" else {"lease": 1.0}
-    program = PROGRAM.format(url=url, options=options, queue=unique)
+    program = PROGRAM.format(url=url, options=options, queue=unique, error=error)
     with Connection(url, transport_options=options) as connection:
         greenconn.publish_many(unique, list(range(200)), connection=connection, declare=True)
         done: set[int] = set()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -172,16 +172,28 @@ def durations() -> None:
     )
     consumer.stop(soon)
     greenconn.publish("orders", {}, delay=soon, expires=soon, timeout=soon)
+    greenconn.publish_many("orders", [{}], at=datetime.now(timezone.utc) + soon)
+    greenconn.publish("orders", {}, at=5)  # type: ignore[arg-type]
     assert_type(rpc.call("orders", {}, timeout=soon), Any)
     greenconn.configure("amqp://", connect_timeout=soon, heartbeat=soon)
     with greenconn.Connection("amqp://", connect_timeout=soon) as connection:
         connection.drain_events(timeout=soon)
         connection.Producer().publish({}, expiration=soon, timeout=soon, delay=soon)
+        connection.Producer().publish({}, at=datetime.now(timezone.utc) + soon)
         connection.SimpleQueue("orders").get(timeout=soon)
     greenconn.Queue("orders", expires=soon, message_ttl=soon)
     App().every(soon)(seen.clear)
 
     Retry(delay="5")  # type: ignore[arg-type]
+    raise greenconn.RetryLater(soon, counts=True) from greenconn.RetryLater(at=datetime.now())
+
+
+def undecided(body: object, message: Message) -> None:
+    if body is None:
+        raise greenconn.Discard("empty")
+    if body == 1:
+        raise greenconn.RetryLater("5")  # type: ignore[arg-type]
+    raise greenconn.DeadLetter("unknown")
 
 
 app = App()

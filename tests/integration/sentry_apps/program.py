@@ -42,6 +42,8 @@ def ship(body: Any, message: Message) -> None:
     """Publish one more message, or fail."""
     if body == "wrong":
         raise LookupError("there is no such order")
+    if body == "old":
+        raise greenconn.Discard("the order is old")
     app.publish(greenconn.Queue("mail"), "shipped")
 
 
@@ -55,8 +57,9 @@ app.start()
 with sentry_sdk.start_transaction(op="http.server", name="/order"):
     app.publish(greenconn.Queue("orders"), "right", message_id="m1")
 app.publish(greenconn.Queue("orders"), "wrong", message_id="m2")
+app.publish(greenconn.Queue("orders"), "old")
 assert app.call(greenconn.Queue("add"), [1, 2]) == 3
-while app.consumers[0].stats()["handled"] + app.consumers[0].stats()["failed"] < 2:
+while sum(app.consumers[0].stats()[name] for name in ("handled", "failed", "discarded")) < 3:
     gevent.sleep(0.01)
 app.stop(10)
 sentry_sdk.flush()

@@ -60,6 +60,7 @@ def test_numbers(connection: Connection, broker: Broker, seen: RecordingHandler)
         "retried": 0,
         "rejected": 0,
         "requeued": 0,
+        "discarded": 0,
         "dropped": 0,
         "in_flight": 0,
         "concurrency": 2,
