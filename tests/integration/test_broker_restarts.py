@@ -12,6 +12,7 @@ import pytest
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
+from greenconn import RetryLater
 from greenconn.connection import Connection
 from greenconn.options import Retry
 from tests.brokers.rabbitmq import RabbitMQ
@@ -27,7 +28,7 @@ COUNT = 20
 
 
 class Worker:
-    """A consumer whose handler fails for each message but delayed ones.
+    """A consumer whose handler fails, or asks for a retry, for each message but delayed ones.
 
     Attributes:
         attempts: by message, how often it had failed before, at each delivery.
@@ -37,6 +38,7 @@ class Worker:
     def __init__(self, connection: Connection, queue: str, delay: float) -> None:
         self.attempts: defaultdict[int, list[int]] = defaultdict(list)
         self.delayed: set[int] = set()
+        self._delay = delay
         self.consumer = greenconn.spawn_consumer(
             queue,
             self._handle,
@@ -53,7 +55,7 @@ class Worker:
             self.delayed.add(body)
         else:
             self.attempts[body].append(message.headers.get("x-greenconn-attempts", 0))
-            raise OSError("try me again")
+            raise RetryLater(self._delay, counts=True) if body % 2 else OSError("try me again")
 
     def wait_held(self) -> None:
         """Wait until the broker holds all messages that have failed."""
