@@ -2,12 +2,12 @@
 
 Each shard is a queue with a single active consumer, so only one process handles it.  All processes
 subscribe to all shards: when one ends, the broker activates the next one at once.  The broker does not
-divide the shards, though: whoever came first is active on all of them.  So a process that is active on
+divide the shards, though: the first process is active on all of them.  So a process that is active on
 more than its share gives one up after the other.  It lets the handlers of that shard end, closes its
 channel, by which the broker gets the other messages back in their order, and subscribes again, behind
 the others.
 
-A shard that nothing came from may be anybody's: it costs nothing.
+A shard from which no message has come is not counted: it costs nothing.
 """
 
 from __future__ import annotations

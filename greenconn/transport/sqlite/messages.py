@@ -237,12 +237,17 @@ def _read(text: str, body: bytes) -> Envelope | None:
 
 # -- taking
 def claim(
-    db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how: Claim
+    db: sqlite3.Connection,
+    queues: Queues,
+    wanted: Mapping[int, int],
+    how: Claim,
+    active: set[int],
 ) -> ClaimResult:
     """Take messages of queues that are consumed.
 
     Arguments:
         wanted: number of a queue -> how many.
+        active: numbers of the queues whose single active consumer was this link's; kept up to date.
     """
     now = time()
     due, pipes = release_due(db, now, how.owner)
@@ -251,7 +256,7 @@ def claim(
     dry = set(wanted)
     for number in ready_of(db, wanted):
         queue = queues.of(db, number)
-        if queue.policy.is_single_active and not _is_first(db, queue, how.owner):
+        if queue.policy.is_single_active and not _is_active(db, queue, how.owner, active):
             continue
         found = _take(db, queue, wanted[number], how)
         if len(found) == wanted[number]:
@@ -319,12 +324,23 @@ def _hold(db: sqlite3.Connection, ids: Sequence[int], how: Claim) -> None:
         )
 
 
-def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
-    """Return whether *owner* has the single active consumer of a queue."""
+def _is_active(db: sqlite3.Connection, queue: QueueRow, owner: str, active: set[int]) -> bool:
+    """Return whether *owner* has the single active consumer of a queue.
+
+    One that becomes it waits until what the former one held was settled, or is back: it is older.
+    """
     first = db.execute(
         "SELECT owner FROM consumers WHERE queue = ? ORDER BY id LIMIT 1", (queue.id,)
     ).fetchone()
-    return first is not None and first[0] == owner
+    if first is None or first[0] != owner:
+        active.discard(queue.id)
+        return False
+    if queue.id not in active:
+        is_held = "SELECT 1 FROM messages WHERE queue = ? AND state = 2 LIMIT 1"
+        if db.execute(is_held, (queue.id,)).fetchone() is not None:
+            return False
+        active.add(queue.id)
+    return True
 
 
 def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int], Pipes]:
@@ -370,9 +386,17 @@ def next_time(db: sqlite3.Connection) -> float | None:
 
 
 def settle(
-    db: sqlite3.Connection, queues: Queues, requests: Sequence[SettleRequest], claim: Claim
+    db: sqlite3.Connection,
+    queues: Queues,
+    requests: Sequence[SettleRequest],
+    claim: Claim,
+    consumed: Collection[str],
 ) -> PutResult:
-    """Settle what is held; what is not held any more stays as it is."""
+    """Settle what is held; what is not held any more stays as it is.
+
+    Arguments:
+        consumed: the queues that the link consumes.
+    """
     gone: list[Handle] = []
     back: defaultdict[_Return, list[Handle]] = defaultdict(list)
     dead: list[SettleRequest] = []
@@ -405,9 +429,15 @@ def settle(
             f"DELETE FROM messages WHERE claim = ? AND id IN {marks}", (number, *values)
         ).rowcount
     pipes, next_at = stored.pipes, stored.next_at
+    returned: set[int] = set()
     if back:
         returned, again_at = _requeue(db, back)
         next_at = earliest(next_at, again_at)
+    if names := {each.message.queue for each in requests}.difference(consumed):
+        # The next single active consumer waits until nothing is held by this one.
+        rows = queues.rows(db, names).values()
+        returned |= {row.id for row in rows if row.policy.is_single_active}
+    if returned:
         for pipe, numbers in take_waiting(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
     return PutResult([], pipes, stored.dead, next_at, late, refused)
