@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -227,3 +229,14 @@ def test_shards_need_a_single_active_consumer(connection: Connection, unique: st
         consumer.wait_ready(SOON)
     with pytest.raises(ValueError, match="single active consumer"):
         consumer.get(timeout=SOON)
+
+
+@needs(Can.SINGLE_ACTIVE, Can.CROWD, Can.PROCESSES)
+def test_the_order_survives_processes_that_end(kind_url: str, long: bool) -> None:
+    """Killed, stopped, suspended and replaced, by the checker of histories."""
+    size = ["--messages", "300", "--keys", "30", "--processes", "2", "--shards", "3"]
+    command = [sys.executable, "-m", "tests.quality.history", kind_url, "--interval", "0.5"]
+    seen = subprocess.run(
+        command if long else [*command, *size], capture_output=True, text=True, timeout=None
+    )
+    assert seen.returncode == 0, seen.stdout + seen.stderr

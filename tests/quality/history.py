@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -45,6 +46,7 @@ def consume(url: str, name: str, shards: int, path: str) -> None:
     from greenconn.worker import shards as sharing
 
     sharing.BALANCE_INTERVAL = 0.5  # type: ignore[misc]
+    logging.disable(logging.ERROR)  # of the handlers that fail
     history = os.open(path, os.O_WRONLY | os.O_APPEND)
     failed: set[tuple[str, int]] = set()
 
@@ -151,9 +153,10 @@ def check(
     choice = random.Random(seed)
     name = f"history-{uuid4().hex[:12]}"
     history, began = History(), monotonic()
-    with tempfile.NamedTemporaryFile("r") as file, Connection(
-        url, transport_options=_options(url)
-    ) as connection:
+    with (
+        tempfile.NamedTemporaryFile("r") as file,
+        Connection(url, transport_options=_options(url)) as connection,
+    ):
         queue = Queue.sharded(name, shards, key=lambda body: body["key"])
         group = Processes([url, name, str(shards), file.name])
         try:
