@@ -1,15 +1,71 @@
-"""Logical clocks, which order the events of processes whose clocks differ (kombu.clocks)."""
+"""Clocks: that of the process, and logical ones (kombu.clocks).
+
+:data:`CLOCK` is what retries, batches, rate limits and time limits of handlers go by.  A logical clock
+orders the events of processes whose clocks differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import Context, copy_context
 from itertools import takewhile
 from operator import itemgetter
 from threading import Lock as ThreadLock
-from typing import Any, cast
+from time import monotonic
+from typing import Any, Final, cast
 
-__all__ = ["LamportClock", "timetuple"]
+from gevent import Timeout, get_hub, sleep
+
+__all__ = ["CLOCK", "Clock", "LamportClock", "timetuple"]
+
+#: Seconds that greenlets may take from the hub without giving it a turn.
+PACE: Final = 0.005
+
+
+class Clock:
+    """The clock of the process, and what waits by it.
+
+    A test replaces the functions (:mod:`greenconn.testing`), so look them up at each use.  They are
+    attributes of one object, so that the system's own cost no call more than if they were imported.
+
+    Attributes:
+        monotonic: returns the time in seconds, which never goes back.
+        timer: takes seconds and returns a timer of the hub, to be started and closed; with ``ref=False``
+            one that keeps nothing going.
+        sleep: takes seconds, and waits.
+        timeout: takes seconds and returns a ``gevent.Timeout``.
+        context: returns the context in which a handler is called.
+        jitter: returns the number from 0 up to 1 by which a pause is shortened.
+        pace: seconds without a turn of the hub after which a greenlet gives it one.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Go by the system's clock."""
+        self.monotonic: Callable[[], float] = monotonic
+        self.timer: Callable[..., Any] = _timer
+        self.sleep: Callable[[float], object] = sleep
+        self.timeout: Callable[[float], Timeout] = Timeout
+        self.context: Callable[[], Context] = copy_context
+        self.jitter: Callable[[], float] = _draw
+        self.pace = PACE
+
+
+def _timer(seconds: float, *, ref: bool = True) -> Any:
+    return get_hub().loop.timer(seconds, ref=ref)
+
+
+def _draw() -> float:
+    import random  # when something has failed, not before
+
+    return random.random()
+
+
+#: The clock of this process.
+CLOCK: Final = Clock()
 
 
 class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name

@@ -26,6 +26,7 @@ import gevent
 from gevent import Greenlet, Timeout, get_hub, getcurrent
 
 from greenconn.checks import Record
+from greenconn.clocks import CLOCK
 from greenconn.credentials import Token
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import weakly, yield_to_hub
@@ -84,9 +85,7 @@ class RetryPolicy(Record):
 
 
 def _draw() -> float:
-    import random  # when something has failed, not before
-
-    return random.random()
+    return CLOCK.jitter()
 
 
 class Backoff:

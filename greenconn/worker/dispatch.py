@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Greenlet, GreenletExit, Timeout, get_hub, getcurrent
 
+from greenconn.clocks import CLOCK
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import HANDLERS, name_of, spawn
 
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Messages that a worker handles before the clock is looked at, and seconds before the hub has a turn.
+#: Messages that a worker handles before the clock is looked at.
 STREAK: Final = 16
-PACE: Final = 0.005
 #: Seconds by which a timer may go off too early.
 EARLY: Final = 0.001
 #: Idle workers that are kept, however few handlers may run at once.
@@ -143,7 +143,7 @@ class Dispatcher:
                 if worker.streak == STREAK:
                     # Handlers that never wait would keep the hub from the broker.
                     worker.streak = 0
-                    if monotonic() - worker.looked_at > PACE:
+                    if monotonic() - worker.looked_at > CLOCK.pace:
                         self._pool.turn()
                         worker.looked_at = monotonic()
         finally:
@@ -180,6 +180,11 @@ class Dispatcher:
     def is_idle(self) -> bool:
         """Whether no handler runs or is about to."""
         return not self._workers and not self._waiting and not self._has_work()
+
+    @property
+    def running(self) -> int:
+        """Number of handlers that run, or are about to."""
+        return len(self._workers) + self._is_called
 
     @property
     def in_flight(self) -> int:
@@ -233,7 +238,7 @@ class Dispatcher:
 
     def retry_later(self, load: Any, delay: float) -> None:
         """Have *load* handled again in *delay* seconds."""
-        timer = get_hub().loop.timer(delay)
+        timer = CLOCK.timer(delay)
         self._waiting[load] = timer
         timer.start(self._on_time, load, update=True)
 
@@ -391,9 +396,9 @@ class BatchDispatcher(Dispatcher):
         if self.last_at is None:
             self.inbox = deque()
         self.received += 1
-        self.last_at = now = monotonic()
+        self.last_at = monotonic()
         self.inbox.append(message)
-        self._arrivals.append(now)
+        self._arrivals.append(CLOCK.monotonic())
         if len(self.inbox) >= self._size_of_batch:
             self.call_worker()
         elif self._timer is None and not self.is_held:
@@ -403,12 +408,12 @@ class BatchDispatcher(Dispatcher):
         """Call for a worker if a batch is due, else look again when one may be."""
         super().call_worker()
         if self._arrivals and self._timer is None and not self.is_held and not self._is_called:
-            left = self._arrivals[0] + self._interval - monotonic()
+            left = self._arrivals[0] + self._interval - CLOCK.monotonic()
             if left > 0.0:
                 self._start_timer(left)
 
     def _start_timer(self, seconds: float) -> None:
-        self._timer = get_hub().loop.timer(seconds)
+        self._timer = CLOCK.timer(seconds)
         self._timer.start(self._on_due, update=True)
 
     def _on_due(self) -> None:
@@ -427,7 +432,7 @@ class BatchDispatcher(Dispatcher):
         if self._ready or len(self.inbox) >= self._size_of_batch:
             return True
         arrivals = self._arrivals
-        return bool(arrivals) and monotonic() >= arrivals[0] + self._interval - EARLY
+        return bool(arrivals) and CLOCK.monotonic() >= arrivals[0] + self._interval - EARLY
 
     def _ready_loads(self) -> deque[Any]:
         return self._ready

@@ -16,13 +16,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container
 from contextlib import suppress
-from contextvars import Context, copy_context
-from time import monotonic
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Timeout, sleep
 
 from greenconn.checks import check_has_run
+from greenconn.clocks import CLOCK
 from greenconn.delays import kept_delay
 from greenconn.encoding import safe_repr
 from greenconn.entity.queue import DEAD
@@ -150,7 +150,7 @@ class Handling:
         self._no_ack = options.no_ack
         self._is_counted = options.is_unbounded
         # Each message has a copy: workers are reused, and what one handler sets is not the next one's.
-        self._context: Context = copy_context()
+        self._context: Context = CLOCK.context()
         #: Sends messages that failed to where they wait; None: none is sent.
         self._failed_messages = None if options.no_ack else FailedMessages(consumer)
         #: Whether messages may have been sent again by :class:`FailedMessages`.
@@ -279,7 +279,7 @@ class Handling:
         if self._timeout is None:
             result = self._context.copy().run(handler, body, message)
         else:
-            timeout = Timeout(self._timeout)
+            timeout = CLOCK.timeout(self._timeout)
             try:
                 with timeout:
                     result = self._context.copy().run(handler, body, message)
@@ -922,7 +922,7 @@ class ReturnedMessages:
     def note(self, message: Message) -> None:
         """Note that *message* goes back now, or elsewhere."""
         body = _hash_of_body(message)
-        key, now = _key_of(message, body), monotonic()
+        key, now = _key_of(message, body), CLOCK.monotonic()
         pause, end, known = self._pauses.pop(key, (0.0, 0.0, 0))
         is_again = pause and known == body and now < end + FORGOTTEN_AFTER
         pause = min(2 * pause, LONGEST_PAUSE) if is_again else FIRST_PAUSE
@@ -948,7 +948,7 @@ class ReturnedMessages:
         )
         if found is None or found[2] != _hash_of_body(message):
             return 0.0
-        return max(0.0, found[1] - monotonic())
+        return max(0.0, found[1] - CLOCK.monotonic())
 
 
 def _key_of(message: Message, body: int) -> str | int:

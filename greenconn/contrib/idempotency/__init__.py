@@ -35,12 +35,14 @@ from typing import Any, Final, TypeVar
 from gevent import Timeout
 
 from greenconn.checks import Seconds, in_seconds, is_number
+from greenconn.clocks import CLOCK
 from greenconn.contrib.idempotency.store import Claim, IdStore
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import NEVER
+from greenconn.green.hub import weakly
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import Ticker, spawn
+from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.message import Message
 
@@ -161,7 +163,7 @@ def _put_back(message: Message) -> bool:
 class _Claimed:
     """The claim of one id by one call of a handler; released at its end unless it was finished."""
 
-    __slots__ = ("__weakref__", "_id", "_is_finished", "_lease", "_owner", "_store", "_ticker")
+    __slots__ = ("__weakref__", "_id", "_is_finished", "_lease", "_owner", "_store", "_timer")
 
     def __init__(self, store: IdStore, id: str, lease: float) -> None:
         self._store = store
@@ -169,11 +171,12 @@ class _Claimed:
         self._lease = lease
         self._owner = uuid()
         self._is_finished = False
-        self._ticker = Ticker(lease / RENEWALS, self._renew_soon, "idempotency")
+        #: Renews the claim; None while nothing is to be renewed.
+        self._timer: Any = None
 
     def wait(self) -> bool:
         """Claim the id, when it is free; False: it was handled.  May switch."""
-        for _ in attempts(WAITING):
+        for _ in attempts(WAITING, pause=CLOCK.sleep):
             slot: Slot[Claim] = Slot()
             spawn("idempotency-claim", self._claim, slot)
             try:
@@ -198,10 +201,10 @@ class _Claimed:
                 self._release()
 
     def __enter__(self) -> None:
-        self._ticker.start()
+        self._renew_later()
 
     def __exit__(self, *exc_info: object) -> None:
-        self._ticker.stop()
+        self._stop_renewing()
         if not self._is_finished:
             spawn("idempotency-release", self._release).join()
 
@@ -222,7 +225,7 @@ class _Claimed:
 
         What fails is logged: the message was handled, and the claim ends with its lease.
         """
-        self._ticker.stop()
+        self._stop_renewing()
         self._is_finished = True
         marking = spawn("idempotency-mark", self._mark, ttl)
         try:
@@ -246,13 +249,24 @@ class _Claimed:
                 extra={"message_id": self._id},
             )
 
-    def _renew_soon(self, lag: float) -> None:
+    def _renew_later(self) -> None:
+        self._timer = CLOCK.timer(self._lease / RENEWALS, ref=False)
+        self._timer.start(weakly(self._renew_soon), update=True)
+
+    def _stop_renewing(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _renew_soon(self) -> None:
         # In the hub.
+        self._stop_renewing()
+        self._renew_later()
         spawn("idempotency-renewal", self._renew)
 
     def _renew(self) -> None:
         try:
-            if self._ticker.is_running and not self._store.renew(
+            if self._timer is not None and not self._store.renew(
                 self._id, self._owner, self._lease
             ):
                 logger.warning(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from time import monotonic
 from typing import Protocol
+
+from greenconn.clocks import CLOCK
 
 __all__ = ["Claim", "IdStore", "MemoryIds"]
 
@@ -44,17 +45,17 @@ class MemoryIds(IdStore):
 
     Arguments:
         most: ids that are kept; beyond that, those that were handled first are forgotten first.
-        clock: monotonic, in seconds.
+        clock: monotonic, in seconds.  None is the clock of the process, or of a test.
 
     Raises:
         ValueError: *most* is not a positive integer.
     """
 
-    def __init__(self, most: int = 1_000_000, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, most: int = 1_000_000, *, clock: Callable[[], float] | None = None) -> None:
         if not isinstance(most, int) or most < 1:
             raise ValueError(f"most must be a positive integer, got {most!r}")
         self._most = most
-        self._clock = clock
+        self._clock = clock or (lambda: CLOCK.monotonic())
         #: Id -> its owner and the end of its lease.
         self._claims: dict[str, tuple[str, float]] = {}
         #: Id -> the end of its time, in the order in which they were finished.

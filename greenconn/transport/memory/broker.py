@@ -29,6 +29,7 @@ from greenconn.broker.envelope import Envelope, lifetime_of
 from greenconn.broker.errors import Method, no_exchange
 from greenconn.broker.exchanges import PREDECLARED, BrokerState
 from greenconn.broker.queues import Declaration
+from greenconn.clocks import CLOCK
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green.hub import HubAffinity, forget_at_fork, yield_to_hub
 from greenconn.transport.memory.queue import Entry, Queue
@@ -100,9 +101,8 @@ class Timer:
 
 logger = logging.getLogger("greenconn.transport.memory")
 
-#: Publishes between two looks at the clock, and seconds of publishing before the hub gets a turn.
+#: Publishes between two looks at the clock.
 STREAK = 64
-PACE = 0.005
 
 
 class Outcome(Enum):
@@ -171,7 +171,7 @@ class Broker:
         self._published += 1
         if self._published >= STREAK:
             self._published = 0
-            if monotonic() - self._turned_at > PACE:
+            if monotonic() - self._turned_at > CLOCK.pace:
                 yield_to_hub()
                 self._turned_at = monotonic()
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from greenconn import Message
+from greenconn.clocks import CLOCK
 from greenconn.exceptions import BodyTooLarge
-from greenconn.worker import handling
 from greenconn.worker.handling import (
     FIRST_PAUSE,
     FORGOTTEN_AFTER,
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(handling, "monotonic", clock)
+    monkeypatch.setattr(CLOCK, "monotonic", clock)
     return clock
 
 
