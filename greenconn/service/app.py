@@ -102,8 +102,6 @@ AroundPublish: TypeAlias = Callable[[Target, Any, dict[str, Any]], AbstractConte
 
 #: Maximum seconds for handlers to finish at the end of a test.
 STOPPING: Final = 10.0
-#: Seconds between two checks for unhandled messages in a test.
-LOOK: Final = 0.002
 #: Seconds, at most, that are kept for interrupting handlers and closing.
 MARGIN: Final = 2.0
 
@@ -263,7 +261,7 @@ class App:
 
         Arguments:
             service: object with methods ``start()`` and ``stop(timeout)``, such as the relay of an
-                outbox.
+                outbox.  A test waits for one with a method ``unsettled()`` until that returns 0.
 
         Raises:
             TypeError: *service* does not have these methods.
@@ -551,11 +549,17 @@ class App:
         self._around_handle.append(lambda message: flask.app_context())
 
     @contextmanager
-    def testing(self) -> Iterator[AppTest]:
+    def testing(self, *, raise_errors: bool = False) -> Iterator[MemoryBroker]:
         """Run this application on an empty in-memory broker, for a test.  May switch.
 
-        The context manager starts the consumers, and stops them at the end.  Message expiry and delays
-        follow the clock of the test.
+        The context manager starts the consumers, and stops them at the end.  They go by the clock of the
+        test; see :mod:`greenconn.testing`.
+
+        Arguments:
+            raise_errors: as for :class:`~greenconn.testing.MemoryBroker`.
+
+        Returns:
+            A context manager that gives the :class:`~greenconn.testing.MemoryBroker`.
 
         Raises:
             TimeoutError: handlers did not finish within 10 s at the end; they were interrupted.
@@ -564,7 +568,7 @@ class App:
 
             with app.testing() as test:
                 app.publish("mail", {"to": "ada@example.org"})
-                test.wait_until_handled()
+                test.run_until_idle()
                 assert outbox == ["ada@example.org"]
         """
         # It imports pytest where that is installed, which no program in production needs.
@@ -572,71 +576,18 @@ class App:
 
         before, self._connections = self._connections, None
         try:
-            with MemoryBroker() as broker:  # the default connection leads to it
+            # The default connection leads to it.
+            with MemoryBroker(raise_errors=raise_errors) as broker:
                 self._clock = broker.clock
+                broker.services = self._services
                 self.start()
                 self.wait_ready(STOPPING)
-                test = AppTest(self, broker)
-                test.wait_until_handled(STOPPING)  # periodic calls know when they are due
-                yield test
+                broker.advance(0)  # periodic calls know when they are due
+                yield broker
         finally:
             for service in self._services:
                 service.stop(STOPPING)
             self._connections, self._clock = before, None
-
-
-class AppTest:
-    """An application that runs on an in-memory broker; see :meth:`App.testing`.
-
-    Attributes:
-        app: the application.
-        broker: the :class:`~greenconn.testing.MemoryBroker`, for inspecting the messages in its queues.
-        clock: the clock of the broker; ``clock.move(seconds)`` advances delays, expiry and retries.
-    """
-
-    def __init__(self, app: App, broker: MemoryBroker) -> None:
-        self.app = app
-        self.broker = broker
-        self.clock = broker.clock
-
-    def wait_until_handled(self, timeout: Seconds = 5.0) -> None:
-        """Wait until the consumers of the application have handled all messages.  May switch.
-
-        The queues of the consumers are then empty, and no handler runs or waits for a retry in this
-        process.  Delayed messages that the broker holds are not waited for: advance the clock with
-        ``clock.move()``.
-
-        Arguments:
-            timeout: maximum seconds to wait.
-
-        Raises:
-            TimeoutError: messages were left when the timeout passed; the text lists them by consumer.
-        """
-        deadline = Deadline(timeout)
-        idle = 0
-        # What is handed out reaches a handler within the hub's turn: one look may see it nowhere.
-        while idle < 2:
-            left = self._left()
-            idle = 0 if left else idle + 1
-            if left and deadline.has_ended:
-                raise TimeoutError(f"not handled within {deadline.timeout:g} s: {', '.join(left)}")
-            gevent.sleep(LOOK if left else 0)
-
-    def _left(self) -> list[str]:
-        """Return a description of the unhandled messages of each consumer."""
-        left = []
-        for consumer in self.app.consumers:
-            lifecycle = consumer.lifecycle
-            unsettled = consumer.unsettled()
-            queues = lifecycle.options.queues
-            waiting = sum(self.broker.count(_name_of(each)) for each in queues)
-            if unsettled or waiting:
-                left.append(f"{lifecycle.options.name}: {waiting} waiting, {unsettled} in handlers")
-        return left
-
-
-def _name_of(queue: QueueLike) -> str:
-    return queue if isinstance(queue, str) else str(queue.name)
 
 
 def _context_manager(context: Callable[..., Any]) -> Callable[..., AbstractContextManager[Any]]:

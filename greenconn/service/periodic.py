@@ -358,6 +358,8 @@ class PeriodicCalls:
         self.connection = connection
         self._session = connection.session
         self._clock = clock
+        #: A clock of a test is not set meanwhile.
+        self._look = LOOK if isinstance(clock, WallClock) else inf
         self._around = around
         self._queue = periodic_queue(name, connection)
         is_elected = not self._queue.queue_arguments
@@ -528,7 +530,7 @@ class PeriodicCalls:
                 message.requeue()
                 return False
             self._wait(
-                min(max(token.due - now, 0.0), LOOK) if is_elected else ELECTION_INTERVAL,
+                min(max(token.due - now, 0.0), self._look) if is_elected else ELECTION_INTERVAL,
                 self._clock,
             )
 

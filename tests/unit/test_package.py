@@ -111,7 +111,7 @@ def test_an_application_loads_no_test_support_until_it_is_tested() -> None:
         "print(*({'pytest', 'greenconn.testing'} & {*sys.modules}))\n"
         "assert app.stop(60.0)\n"
         "with app.testing() as test:\n"
-        "    print(type(test.broker).__name__)"
+        "    print(type(test).__name__)"
     )
     assert said.splitlines() == ["", "MemoryBroker"]
 

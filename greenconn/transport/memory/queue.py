@@ -321,6 +321,16 @@ class Queue:
         return self.store.count
 
     @property
+    def delayed(self) -> int:
+        """The number of messages that are to come into it later."""
+        return len(self._delayed)
+
+    @property
+    def has_timed(self) -> bool:
+        """Whether something happens to a message of its own accord: it is delayed, or grows too old."""
+        return bool(self._delayed) or self._expiry.at is not None
+
+    @property
     def has_exclusive_consumer(self) -> bool:
         """Whether its one consumer wants to stay the only one."""
         first = next(iter(self.consumers), None)

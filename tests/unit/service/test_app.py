@@ -39,7 +39,7 @@ def test_consumers_and_servers_run_together(app: App) -> None:
         app.publish("mail", 1)
         assert app.publish_many("mail", range(2, 5)) == 3
         assert app.call("add", [1, 2, 3]) == 6
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert sorted(mailed) == [1, 2, 3, 4]
         names = [each.lifecycle.options.name for each in app.consumers]
         assert names == ["mail", "add"]
@@ -147,13 +147,13 @@ def test_contexts_around_handlers_and_publishes(app: App) -> None:
     given = {"a": 1}
     with app.testing() as test:
         app.publish("mail", "good", headers=given)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         around = [("first", "mail good"), "second", "good", "second left", "first left"]
         assert [each for each in events if each != "published"] == around
         assert given == {"a": 1}
         events.clear()
         app.publish("mail", "bad")
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         around = [("first", "mail bad"), "second", "bad", "first left"]
         assert [each for each in events if each != "published"] == around
         events.clear()
@@ -176,19 +176,22 @@ def test_a_context_that_fails_is_a_failure_of_the_handler(app: App) -> None:
     app.consumer("mail", on_error="requeue")(lambda body, message: handled.append(body))
     with app.testing() as test:
         app.publish("mail", 1)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
     assert handled == [1]
 
 
 def test_what_is_left_is_named(app: App) -> None:
     release = Event()
-    app.consumer("mail")(lambda body, message: release.wait(SOON))
+    app.consumer("mail")(lambda body, message: release.wait())
     with app.testing() as test:
         app.publish_many("mail", range(12))
-        with pytest.raises(TimeoutError, match="mail: 2 waiting, 10 in handlers"):
-            test.wait_until_handled(0.05)
+        with pytest.raises(
+            TimeoutError,
+            match=r"not idle within timeout=0.05 .*: consumer mail: 2 waiting, 10 in handlers",
+        ):
+            test.run_until_idle(timeout=0.05)
         release.set()
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
 
 
 def test_the_broker_of_the_application_is_back_after_a_test(unique_memory: str) -> None:
@@ -198,8 +201,8 @@ def test_the_broker_of_the_application_is_back_after_a_test(unique_memory: str) 
     with app.testing() as test:
         assert app.connection is None
         app.publish(Queue("mail"), 1)
-        test.wait_until_handled(SOON)
-        assert test.broker.url != unique_memory
+        test.run_until_idle()
+        assert test.url != unique_memory
     assert app.connection is before
 
 
@@ -207,10 +210,10 @@ def test_messages_that_expire_in_a_test(app: App) -> None:
     app.consumer("mail")(lambda body, message: None)
     with app.testing() as test:
         app.publish("later", 1, expiration=60)
-        assert test.broker.count("later") == 1
-        test.clock.move(61)
-        assert test.broker.count("later") == 0
-        assert test.broker.count("nothing") == 0
+        assert test.count("later") == 1
+        test.advance(61)
+        assert test.count("later") == 0
+        assert test.count("nothing") == 0
 
 
 def test_handlers_run_within_the_context_of_flask(app: App) -> None:
@@ -226,7 +229,7 @@ def test_handlers_run_within_the_context_of_flask(app: App) -> None:
 
     with app.testing() as test:
         app.publish("mail", "ada")
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
     assert greeted == ["hello ada"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -92,7 +91,7 @@ class SetClock(ManualClock):
 
     def set(self, now: float) -> None:
         self._now = now
-        self._timers = {key: (now, call) for key, (_, call) in self._timers.items()}
+        self._timers = [(now, number, timer) for _, number, timer in self._timers]
         self.move(0)
 
 
@@ -165,7 +164,7 @@ def test_a_function_that_would_never_run(app: App) -> None:
         app.every(60)(coroutine)
 
 
-def test_a_clock_that_the_test_moves(app: App, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clock_that_the_test_moves(app: App) -> None:
     calls: list[str] = []
 
     @app.every(60)
@@ -178,19 +177,16 @@ def test_a_clock_that_the_test_moves(app: App, caplog: pytest.LogCaptureFixture)
 
     with app.testing() as test:
         assert calls == []
-        test.clock.move(60)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()  # a schedule has no end
+        assert calls == []
+        test.advance(60)
         assert calls == ["minute"]
-        test.clock.move(60)
-        test.wait_until_handled(SOON)
-        assert sorted(calls) == ["longer", "minute", "minute"]
+        test.advance(60)
+        assert calls == ["minute", "longer", "minute"]
         names = [each.lifecycle.options.name for each in app.consumers]
         assert names == [f"{__name__}.{minute.__qualname__}", "longer"]
-        with caplog.at_level(logging.INFO, "greenconn.periodic"):
-            test.clock.move(600)
-            test.wait_until_handled(SOON)
-        assert calls.count("minute") == 3  # one for all that were missed
-        assert "calls that were left out" in caplog.text
+        test.advance(600)
+        assert (calls.count("minute"), calls.count("longer")) == (12, 8)
     assert app.consumers == []
     minute()
 
@@ -216,8 +212,7 @@ def test_calls_publish_and_have_the_contexts_of_the_application(app: App) -> Non
 
     with app.testing() as test:
         for _ in range(3):
-            test.clock.move(60)
-            test.wait_until_handled(SOON)
+            test.advance(60)
     assert handled == [0, 1, 2]
     assert within.count("in") == within.count("out") == 6
 
@@ -233,8 +228,7 @@ def test_the_token_of_the_first_call_has_its_time(app: App) -> None:
     app.every(60)(lambda: None)
     with app.testing() as test:
         for _ in range(3):
-            test.clock.move(60)
-            test.wait_until_handled(SOON)
+            test.advance(60)
     assert due == [1020, 1080, 1140]
 
 
@@ -250,31 +244,28 @@ def test_a_call_that_fails_is_logged_and_the_next_one_comes(
 
     with app.testing() as test:
         for _ in range(2):
-            test.clock.move(60)
-            test.wait_until_handled(SOON)
+            test.advance(60)
     assert len(calls) == 2
     assert caplog.text.count("the periodic call 'failing' failed") == 2
 
 
-def test_calls_that_are_missed_while_one_runs_are_left_out(app: App) -> None:
-    calls: list[float] = []
-    hold = gevent.event.Event()
+def test_calls_that_are_missed_while_one_runs_are_left_out(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
 
     @app.every(60)
     def slow() -> None:
         calls.append(1)
-        hold.wait(SOON)
+        gevent.sleep(200)
 
     with app.testing() as test:
-        test.clock.move(60)
-        until(lambda: calls)
-        test.clock.move(180)
-        hold.set()
-        test.wait_until_handled(SOON)
+        test.advance(250)
         assert len(calls) == 1
-        test.clock.move(60)
-        test.wait_until_handled(SOON)
+        test.advance(60)
         assert len(calls) == 2
+        test.advance(200)
+    assert "calls that were left out, as the one before took longer or came late: 3" in caplog.text
 
 
 def test_a_stop_waits_for_the_call_that_runs(app: App) -> None:
@@ -288,7 +279,7 @@ def test_a_stop_waits_for_the_call_that_runs(app: App) -> None:
         ended.append(1)
 
     with app.testing() as test:
-        test.clock.move(60)
+        test.advance(60)
         assert begun.wait(SOON)
     assert ended == [1]
 
@@ -302,8 +293,7 @@ def test_a_token_of_another_schedule_says_nothing(app: App) -> None:
         )
         for body in ("text", {}, {"due": "soon"}, {"due": 1.0, "schedule": "every 5 s"}):
             greenconn.publish(queue, body)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert calls == []
-        test.clock.move(60)
-        test.wait_until_handled(SOON)
+        test.advance(60)
         assert calls == [1]

@@ -206,10 +206,10 @@ def test_applications() -> None:
 
     with app.testing() as test:
         app.publish_many("orders", [Order(1), Order(2)])
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert sorted(seen, key=lambda each: each.id) == [Order(1), Order(1), Order(2), Order(2)]
         app.publish("items", Item(1.0))
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert seen[-2:] == [Item(1.0), Item(1.0)]
         assert app.call("double", Item(2.0)) == {"price": 4.0}
         assert app.call("double", Item(2.0), schema=Item) == Item(4.0)
