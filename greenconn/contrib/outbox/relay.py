@@ -277,6 +277,8 @@ class Relay:
         self._pid = 0
         self._loop: Any = None
         self._wakeup = Event()
+        #: Rows may have been written since it looked.
+        self._is_behind = True
         self._is_stopping = False
         self._prune_at = 0.0
         #: Ids of rows that the broker has.
@@ -339,7 +341,16 @@ class Relay:
     def wake(self) -> None:
         """Look for new rows now.  From any thread; never switches."""
         if self.is_running:
-            self._loop.run_callback_threadsafe(self._wakeup.set)
+            self._loop.run_callback_threadsafe(self._note_rows)
+
+    def _note_rows(self) -> None:
+        # In the hub.
+        self._is_behind = True
+        self._wakeup.set()
+
+    def unsettled(self) -> int:
+        """Return 1 while rows may have been written that were not looked at, else 0.  Never switches."""
+        return int(self.is_running and self._is_behind)
 
     def stats(self) -> dict[str, Any]:
         """Return numbers of now and since the beginning.  Asks the database; may switch.
@@ -377,6 +388,8 @@ class Relay:
                 else:
                     backoff.reset()
                     if not is_more:
+                        # Without partitions it has not looked.
+                        self._is_behind = self._wakeup.is_set() or not self._partitions.held
                         self._wakeup.wait(self._options.poll_interval)
         finally:
             _running.discard(self)
