@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,11 +18,11 @@ from gevent import socket
 from gevent.event import Event
 
 import greenconn
-from greenconn import App, Exchange, Queue
+from greenconn import App, Exchange, Queue, in_order
 from greenconn.clocks import CLOCK
 from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.store import MemoryIds
-from greenconn.contrib.keys import in_order, rate_limited
+from greenconn.contrib.keys import rate_limited
 from greenconn.options import Retry
 from greenconn.testing import Delivery, MemoryBroker
 from greenconn.worker.handling import HandlerTimeout
@@ -191,7 +192,7 @@ def test_what_a_handler_waits_for_itself(app: App) -> None:
     @app.consumer("mail", concurrency=5)
     def send(body: Any, message: Any) -> None:
         if body == "timeout":
-            with gevent.Timeout(5, False):
+            with suppress(gevent.Timeout), gevent.Timeout(5):
                 gevent.sleep(HOUR)
         elif body == "event":
             assert not Event().wait(7)
@@ -337,7 +338,11 @@ def test_messages_expire(app: App) -> None:
 def test_cron(app: App) -> None:
     pytest.importorskip("cronsim")
     called: list[float] = []
-    app.cron("0 3 * * *", name="nightly")(lambda: called.append(test.clock.now()))
+
+    @app.cron("0 3 * * *", name="nightly")
+    def nightly() -> None:
+        called.append(test.clock.now())
+
     with app.testing() as test:
         test.advance(3 * DAY)
     assert called == [3 * HOUR, DAY + 3 * HOUR, 2 * DAY + 3 * HOUR]
@@ -422,7 +427,7 @@ def test_typed_handlers_and_exchanges(app: App) -> None:
 
 def test_what_greenlets_of_the_test_and_handlers_publish(app: App) -> None:
     app.consumer("a")(lambda body, message: app.publish("b", body))
-    app.consumer("b", no_ack=True)(lambda body, message: body and app.publish("a", body - 1))
+    app.consumer("b", no_ack=True)(lambda body, message: app.publish_many("a", [body - 1][:body]))
     with app.testing() as test:
         gevent.spawn(app.publish, "a", 3)
         test.run_until_idle()
@@ -503,8 +508,10 @@ def test_bounds(broker: MemoryBroker, options: Any, handler: Any, bounds: Any, t
 
 
 def test_it_is_the_test_that_runs(app: App) -> None:
-    app.consumer("mail")(lambda body, message: test.run_until_idle())
+    running: list[MemoryBroker] = []
+    app.consumer("mail")(lambda body, message: running[0].run_until_idle())
     with app.testing() as test:
+        running.append(test)
         app.publish("mail", 1)
         test.run_until_idle()
         assert "call it from the test" in str(test.failures("mail")[0].error)
@@ -529,7 +536,8 @@ def test_handlers_that_sleep_at_the_end(app: App) -> None:
 
 def history() -> list[tuple[float, str, Any, int]]:
     """Return what handlers of a program have done that draws at random, from the same seed."""
-    app, drawn, seen = App(), random.Random(7), []
+    app, drawn = App(), random.Random(7)
+    seen: list[tuple[float, str, Any, int]] = []
 
     def handle(body: Any, message: Any) -> None:
         seen.append((test.clock.now(), message.delivery_info["routing_key"], body, len(seen)))
