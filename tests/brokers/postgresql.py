@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from stat import S_IXOTH
 from typing import Any
 
 from tests.brokers.fetching import run
 from tests.brokers.keeper import Keeper, send, wait_for_end
-from tests.brokers.packages import find_postgresql
+from tests.brokers.packages import Programs, find_postgresql
 from tests.brokers.server import Server
 
 #: The role of tests that log in by a password, and the database in which only it must.
 LOGIN = "secured"
-#: PostgreSQL refuses to run as root: it runs as the first of these users that there is.
+#: What refuses to run as root runs as the first of these users that there is.
 USERS = ("postgres", "nobody")
+#: Parts of the packages that no test needs, some of them large.
+_UNNEEDED = shutil.ignore_patterns("bitcode", "doc", "libLLVM*", "llvmjit*", "locale", "man")
 #: Becomes another user, then another program; the process stays the same.
 _RUN_AS = "import os, sys; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[2])); " + (
     "os.execv(sys.argv[3], sys.argv[3:])"
@@ -43,7 +48,33 @@ host replication all 127.0.0.1/32 trust
 """
 
 
-class PostgresServer(Server):
+class UserServer(Server):
+    """A server that refuses to run as root: then it runs as another user.
+
+    Arguments:
+        programs: where its programs are.
+    """
+
+    folder = Path("/")
+
+    def __init__(self, keeper: Keeper, programs: Programs) -> None:
+        super().__init__(keeper)
+        self._programs = programs
+        self._prefix: list[str] = []
+        if os.geteuid() == 0:
+            user = _user()
+            code = [_RUN_AS, str(user.pw_gid), str(user.pw_uid)]
+            self._prefix = [sys.executable, "-I", "-S", "-c", *code]
+            keeper.directory.chmod(0o711)
+            os.chown(self.directory, user.pw_uid, user.pw_gid)
+            self._programs = _readable(programs, keeper.directory)
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        return {"LANG": "C.UTF-8", **self._programs.libraries()}
+
+
+class PostgresServer(UserServer):
     """A PostgreSQL that this process owns.
 
     Arguments:
@@ -55,7 +86,6 @@ class PostgresServer(Server):
     """
 
     name = "postgresql"
-    folder = Path("/")
 
     def __init__(
         self,
@@ -63,16 +93,8 @@ class PostgresServer(Server):
         settings: Sequence[str] = (),
         source: PostgresServer | None = None,
     ) -> None:
-        self._programs = find_postgresql(keeper.directory)
-        super().__init__(keeper)
+        super().__init__(keeper, find_postgresql(keeper.directory))
         self._data = self.directory / "data"
-        self._prefix: list[str] = []
-        if os.geteuid() == 0:
-            user = _user()
-            code = [_RUN_AS, str(user.pw_gid), str(user.pw_uid)]
-            self._prefix = [sys.executable, "-I", "-S", "-c", *code]
-            keeper.directory.chmod(0o711)
-            os.chown(self.directory, user.pw_uid, user.pw_gid)
         if source is None:
             options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
             self._run("initdb", "-D", str(self._data), *options)
@@ -98,10 +120,6 @@ class PostgresServer(Server):
         """The program and its arguments."""
         server = str(self._programs.server)
         return [*self._prefix, server, "-D", str(self._data), "-p", str(self.port)]
-
-    def environment(self) -> dict[str, str]:
-        """The environment of its process."""
-        return {"LANG": "C.UTF-8", **self._programs.libraries()}
 
     def is_ready(self) -> bool:
         """Whether it takes connections now."""
@@ -146,6 +164,24 @@ class PostgresServer(Server):
             ["ps", "-o", "pid=", "--ppid", str(self._pid)], capture_output=True, text=True
         )
         return [int(each) for each in found.stdout.split()]
+
+
+def _readable(programs: Programs, directory: Path) -> Programs:
+    """Return programs that any user may run: copies in a folder, where the cache is root's alone."""
+    root = programs.root
+    if root is None or all(each.stat().st_mode & S_IXOTH for each in root.resolve().parents):
+        return programs
+    copied = directory / root.name
+    if not copied.is_dir():
+        shutil.copytree(root, copied, symlinks=True, ignore=_UNNEEDED, copy_function=_link)
+    return replace(programs, server=copied / programs.server.relative_to(root), root=copied)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system
+        shutil.copy2(source, target)
 
 
 def _user() -> Any:
