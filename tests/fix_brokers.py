@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import pytest
@@ -129,6 +130,15 @@ class Brokers:
             handle.wait_ready()
         except NoBroker as error:
             self._skip(RabbitMQHandle, f"no RabbitMQ: {error}")
+
+    @contextmanager
+    def needed(self, kind: type, name: str) -> Iterator[None]:
+        """Start a broker of another kind within; skip the test, with the reason, when there is none."""
+        self._skip_again(kind)
+        try:
+            yield
+        except NoBroker as error:
+            self._skip(kind, f"no {name}: {error}")
 
     def _skip_again(self, kind: type) -> None:
         """Do not try again, for each test, what failed once."""

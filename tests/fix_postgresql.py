@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 from tests.brokers.environment import POSTGRESQL_URL
-from tests.brokers.postgresql import PostgresServer
+from tests.brokers.pgbouncer import PgBouncer
+from tests.brokers.postgresql import PostgresServer, UserServer
 from tests.fix_brokers import Brokers
 
-PostgresFactory = Callable[..., PostgresServer]
 Database = psycopg.Connection[tuple[object, ...]]
 
 
@@ -21,13 +21,23 @@ class PostgresServers:
 
     def __init__(self, brokers: Brokers) -> None:
         self._brokers = brokers
-        self._servers: list[PostgresServer] = []
+        self._servers: list[UserServer] = []
 
     def __call__(self, *settings: str, source: PostgresServer | None = None) -> PostgresServer:
-        server = PostgresServer(self._brokers.keeper, settings, source)
-        self._servers.append(server)
-        server.start()
+        """Start a server; skip the test, with the reason, when there is none."""
+        with self._brokers.needed(PostgresServer, "PostgreSQL"):
+            server = PostgresServer(self._brokers.keeper, settings, source)
+            self._servers.append(server)
+            server.start()
         return server
+
+    def pooled(self, server: PostgresServer, mode: str, size: int = 20) -> PgBouncer:
+        """Start a PgBouncer before a server; skip the test, with the reason, when there is none."""
+        with self._brokers.needed(PgBouncer, "PgBouncer"):
+            pooler = PgBouncer(self._brokers.keeper, server, mode, size)
+            self._servers.append(pooler)
+            pooler.start()
+        return pooler
 
     def close(self) -> None:
         """End them, whatever they do."""
@@ -68,7 +78,7 @@ def postgresql_url(postgresql_server: str, unique: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgresql_with(brokers: Brokers) -> Iterator[PostgresFactory]:
+def postgresql_with(brokers: Brokers) -> Iterator[PostgresServers]:
     """Start a server of the test's own with ``postgresql_with(setting...)``; ended after the test."""
     servers = PostgresServers(brokers)
     yield servers

@@ -20,6 +20,7 @@ __all__ = [
     "Programs",
     "find_beanstalkd",
     "find_faketime",
+    "find_pgbouncer",
     "find_postgresql",
     "find_pouchdb",
     "find_rabbitmq",
@@ -103,21 +104,31 @@ def find_postgresql(scratch: Path) -> Programs:
     raise NoBroker("the package postgresql has no server")
 
 
+def find_pgbouncer(scratch: Path) -> Programs:
+    """Find PgBouncer, and unpack it if it is not installed.
+
+    Raises:
+        NoBroker: it is neither installed nor to be had.
+    """
+    return _find(("pgbouncer",), "pgbouncer", scratch, folder="usr/sbin")
+
+
 def _newest(root: Path) -> list[Path]:
     """Return the folders of PostgreSQL's programs where Debian has them, the newest first."""
     found = root.glob("usr/lib/postgresql/*/bin")
     return sorted(found, key=lambda each: float(each.parent.name), reverse=True)
 
 
-def _find(names: Sequence[str], package: str, scratch: Path) -> Programs:
+def _find(names: Sequence[str], package: str, scratch: Path, folder: str = "usr/bin") -> Programs:
     """Find an installed program of *names*, or unpack the *package* whose program has its name."""
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
+    installed = ("/usr/bin", "/usr/local/bin", f"/{folder}")
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *installed))
     for name in names:
         server = shutil.which(name, path=path)
         if server:
             return Programs(server=Path(server))
     root = _unpacked(package, scratch)
-    return Programs(server=root / "usr/bin" / package, root=root)
+    return Programs(server=root / folder / package, root=root)
 
 
 def find_faketime(scratch: Path) -> Path:

@@ -21,7 +21,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql import schema
 from greenconn.transport.postgresql.connection import LinkLost, Session, parsed
 from tests.brokers.postgresql import LOGIN
-from tests.fix_postgresql import Database, PostgresFactory
+from tests.fix_postgresql import Database, PostgresServers
 from tests.fix_wires import until
 
 SOON = 30.0
@@ -293,7 +293,7 @@ def test_malformed_url(url: str) -> None:
 # -- standbys
 
 
-def test_standby_is_passed_over(postgresql_with: PostgresFactory, unique: str) -> None:
+def test_standby_is_passed_over(postgresql_with: PostgresServers, unique: str) -> None:
     primary = postgresql_with()
     standby = postgresql_with(source=primary)
     with (
