@@ -10,6 +10,9 @@ message notifies it.  So idle consumers send no statements, and busy ones are no
 What a process publishes, claims or settles in a turn is one statement each.  What comes by time alone
 (delays, leases, expiry) is looked at by a timer of each process, set to the next time that is known,
 and whenever the leases are renewed.
+
+Behind a pooler that keeps no session (PgBouncer in transaction mode) nothing can be notified: links poll
+the queues that they consume.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Entry, LeaseExpired, SettleRequest, Store
 from greenconn.broker.queues import Declaration
 from greenconn.broker.transport import StoreOptions, StoreTransport
-from greenconn.checks import check_type, invalid
+from greenconn.checks import check_seconds, check_type, invalid
 from greenconn.credentials import supplied
 from greenconn.exceptions import (
     ChannelError,
@@ -44,7 +47,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
-from greenconn.green.supervisor import OnDemand
+from greenconn.green.supervisor import OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
 from greenconn.transport.postgresql.connection import NotStored, Session, as_error, parsed
@@ -74,6 +77,9 @@ _KEEPALIVE: Final = {
     "tcp_user_timeout": "150000",
 }
 
+#: The servers behind poolers that were logged.
+_pooled: Final[set[str]] = set()
+
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
 
@@ -84,8 +90,13 @@ class PostgresOptions(StoreOptions):
     schema: str = "greenconn"
     """Name of the schema that has the tables.  Programs with different schemas share nothing."""
 
+    polling_interval: float = 1.0
+    """Seconds between two looks for messages of idle consumers, behind a pooler that keeps no session
+    (PgBouncer with ``pool_mode = transaction``).  Unused otherwise: the server notifies consumers."""
+
     def __post_init__(self) -> None:
         StoreOptions.__post_init__(self)
+        check_seconds(self, "polling_interval", above_zero=True, optional=False)
         check_type(self, str, "schema")
         if not self.schema or "\0" in self.schema or len(self.schema.encode()) > 63:
             raise invalid(self, "schema", "a name of at most 63 bytes")
@@ -288,6 +299,9 @@ class PostgresStore(Store):
         self._dry: set[int] = set()
         self._armed: set[int] = set()
         self._maintenance = OnDemand("postgresql-maintenance", self._maintain)
+        #: Where no notification comes.
+        self._polling = OnDemand("postgresql-polling", self._poll)
+        self._polls = Ticker(options.polling_interval, self._on_poll, "postgresql-polling")
         self._timer: Any = None
         self._timer_at: float | None = None
         self._is_open = False
@@ -306,10 +320,27 @@ class PostgresStore(Store):
             self._lost,
         )
         session.open(deadline, self._options.reply_timeout)
+        if session.is_pooled:
+            self._log_pooler()
         session.call(schema.ensure, session)
         self._queues = Queues(session, self.owner)
         self.topology = SharedTopology(session)
         self._is_open = True
+
+    def _log_pooler(self) -> None:
+        """Log once that the server cannot notify.  May switch."""
+        where = self.client.as_uri()
+        if where not in _pooled:
+            _pooled.add(where)
+            logger.warning(
+                "%s: a pooler in between keeps no session (pool_mode = transaction), and no "
+                "notification passes: idle consumers look for messages every %g s "
+                "(polling_interval), and another process sees that this one is dead when its lease "
+                "ends; for notifications, use pool_mode = session or connect to the server",
+                where,
+                self._options.polling_interval,
+                extra={"connection": where},
+            )
 
     def close(self) -> None:
         session, number = self._session, self._number
@@ -325,6 +356,8 @@ class PostgresStore(Store):
     def drop(self) -> None:
         self._is_open = False
         self._stop_timer()
+        self._polls.stop()
+        self._polling.end()
         self._maintenance.end()
         if self._session is not None:
             self._session.drop()
@@ -344,8 +377,9 @@ class PostgresStore(Store):
         """Return the number of this link, and be known to the others.  Within a call."""
         if self._number is None:
             session = self.session
-            session.fetch(f'LISTEN "{CHANNEL}{self.owner}"')
-            session.fetch(f'LISTEN "{channel_of(session.schema)}"')
+            if not session.is_pooled:
+                session.fetch(f'LISTEN "{CHANNEL}{self.owner}"')
+                session.fetch(f'LISTEN "{channel_of(session.schema)}"')
             self._number = register(session, self.owner, self.lease)
         return self._number
 
@@ -389,9 +423,19 @@ class PostgresStore(Store):
         if self._is_open:
             self._maintenance.start()
 
+    def _on_poll(self, lag: float) -> None:
+        # In the hub.
+        self._polling.start()
+
     def _maintain(self) -> None:
+        self._call_or_lose(self._look)
+
+    def _poll(self) -> None:
+        self._call_or_lose(self._look_for_messages)
+
+    def _call_or_lose(self, function: Callable[[], object]) -> None:
         try:
-            self.session.call(self._look)
+            self.session.call(function)
         except NotStored as exc:
             logger.error("%s", exc, extra={"connection": self.client.as_uri()})
         except Exception as exc:
@@ -414,19 +458,26 @@ class PostgresStore(Store):
             dead = messages.take_dead(session, number, queues)
             if dead:
                 self.died(dead)
+        self._look_for_messages()
+
+    def _look_for_messages(self) -> None:
+        """See to the queues that are consumed here, and to what comes by time next.  Within a call."""
         if self._consumed:
-            there = queues.existing(self._consumed)
-            for gone in self._consumed.keys() - there:
+            there = self._queues.existing(self._consumed)
+            for gone in self._consumed.keys() - there.keys():
                 self.gone(self._forget(gone))
-            for waiting in messages.ready_of(session, there):
-                self.wake(self._consumed.get(waiting, ""))
-        self._schedule(messages.next_due(session))
+            for number, has_messages in there.items():
+                if has_messages:
+                    self.wake(self._consumed.get(number, ""))
+        self._schedule(messages.next_due(self.session))
 
     def _forget(self, number: int) -> str:
         name = self._consumed.pop(number)
         self._numbers.pop(name, None)
         for each in (self._single, self._dry, self._armed):
             each.discard(number)
+        if not self._consumed:
+            self._polls.stop()
         return name
 
     # -- queues
@@ -475,6 +526,8 @@ class PostgresStore(Store):
                 self._numbers[name] = row.id
                 if row.policy.is_single_active:
                     self._single.add(row.id)
+                if self.session.is_pooled and self._is_open:
+                    self._polls.start()
                 self._schedule(messages.next_due(self.session))
             else:
                 self._schedule(row.policy.expires)
@@ -514,6 +567,8 @@ class PostgresStore(Store):
         }
         if not wanted:  # they were deleted meanwhile, or it is ``basic_get``
             return self._get(*asked) if len(asked) == 1 else []
+        if self.session.is_pooled:
+            return self._take(wanted)
         self._arm(wanted.keys() & self._dry)
         claimed = self._take(wanted)
         # Once more, behind their arming: what is stored from then on notifies.

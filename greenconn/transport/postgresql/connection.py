@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from random import shuffle
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import uuid4
 
 import psycopg
 from gevent import get_hub
@@ -347,15 +348,23 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-#: What a session says of itself and of the server, once.  Every statement here is for an index, and
-#: planned once; a plan that was made while a table was empty must not walk it when it is full.
-_GREETING: Final = """
-SELECT set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
+#: Every statement here is for an index, and planned once; a plan that was made while a table was empty
+#: must not walk it when it is full.
+_SETTINGS: Final = """concat(
+    set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('default_transaction_isolation', 'read committed', false),
-    set_config('statement_timeout', %s, false), set_config('client_min_messages', 'warning', false),
-    current_user, pg_is_in_recovery()
+    set_config('statement_timeout', %s, false), set_config('client_min_messages', 'warning', false))
 """
+#: What a session says of itself and of the server, once.  Behind a pooler it may be lent to others
+#: next, and its settings are left alone.
+_GREETING: Final = f"""
+SELECT pg_backend_pid(), current_user, pg_is_in_recovery(),
+    CASE WHEN pg_backend_pid() = %s THEN {_SETTINGS} END
+"""
+
+#: Seconds for finding out what a pooler does.
+PROBE: Final = 5.0
 
 #: What is tried again: two transactions were in each other's way.
 _CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
@@ -375,6 +384,8 @@ class Session:
     Attributes:
         user: the role.
         prefix: what stands before the name of a table.
+        is_pooled: a pooler may run each transaction in another session of the server: nothing that
+            belongs to a session lasts (``LISTEN``, advisory locks, settings, prepared statements).
     """
 
     def __init__(
@@ -388,6 +399,7 @@ class Session:
         self.where = where
         self.schema = schema
         self.user = ""
+        self.is_pooled = False
         self._conninfo = conninfo
         self._on_notify = weakly(on_notify)
         self._on_lost = weakly(on_lost)
@@ -400,6 +412,8 @@ class Session:
         self._cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
         self._is_dropped = False
         self._is_in_transaction = False
+        #: Whether statements are prepared: not before it is known that the session is kept.
+        self._prepares = False
         #: Whether the call that runs has changed something that cannot be undone.
         self._has_committed = False
 
@@ -411,6 +425,7 @@ class Session:
 
         Raises:
             as :func:`connect`.
+            CannotUse: a pooler ends each session with a statement.
         """
         connection = connect(self._conninfo, deadline, self.where)
         if self._is_dropped:
@@ -421,10 +436,67 @@ class Session:
         connection.add_notify_handler(self._notified)
         connection.on_idle = weakly(self._on_idle)
         connection.reply_timeout = reply_timeout
-        limit_ms = int((reply_timeout or 0.0) * 1000)
-        ((*_, self.user, is_standby),) = self.call(self.fetch, _GREETING, (str(limit_ms),))
+        limit_ms = str(int((reply_timeout or 0.0) * 1000))
+        own = connection.pgconn.backend_pid
+        ((pid, self.user, is_standby, _),) = self.call(self.fetch, _GREETING, (own, limit_ms))
         if is_standby:  # ``target_session_attrs`` of the URL lets it pass
             raise LinkLost(f"{self.where}: the server is a standby, which takes no messages")
+        if pid != own:  # a pooler has sent the number, as it forwards cancellations
+            self.is_pooled = not self._keeps_session(pid, deadline.within(PROBE))
+            if self.is_pooled:
+                self.call(self._check_transactions)
+            else:
+                self.call(self.fetch, f"SELECT {_SETTINGS}", (limit_ms,))
+        self._prepares = not self.is_pooled
+
+    def _keeps_session(self, pid: int, deadline: Deadline) -> bool:
+        """Return whether a pooler leaves process *pid* of the server to this connection.  May switch."""
+        try:
+            other = connect(self._conninfo, deadline, self.where)
+        except (AMQPError, psycopg.Error, TimeoutError):  # it may have no room for another one
+            return False
+        other.reply_timeout = deadline.left()
+        try:
+            # What this connection has left is what an idle pool lends next.
+            found = other.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+            ((again,),) = self.call(self.fetch, "SELECT pg_backend_pid()")
+            if found == (pid,) or again != pid:
+                return False
+            return self._is_notified_by(other, deadline)
+        except psycopg.Error:
+            if not self.is_open:
+                raise
+            return False
+        finally:
+            other.drop()
+
+    def _is_notified_by(self, other: Connection, deadline: Deadline) -> bool:
+        """Return whether a notification comes while no transaction runs.  May switch."""
+        notified: Slot[None] = Slot()
+        channel = f"greenconn_probe_{uuid4().hex}"
+        on_notify, self._on_notify = self._on_notify, lambda *_: notified.offer(None)
+        try:
+            self.call(self.fetch, f"LISTEN {channel}")
+            other.execute("SELECT pg_notify(%s, '')", (channel,), prepare=False)
+            notified.wait(deadline)
+            self.call(self.fetch, f"UNLISTEN {channel}")
+        except TimeoutError:
+            return False
+        finally:
+            self._on_notify = on_notify
+        return True
+
+    def _check_transactions(self) -> None:
+        try:
+            with self.transaction():
+                self.fetch("SELECT 1")
+        except psycopg.Error as exc:
+            if "statement pooling" not in str(exc):
+                raise
+            raise CannotUse(
+                f"{self.where}: the pooler has pool_mode = statement, in which there are no "
+                f"transactions: set it to session or transaction"
+            ) from exc
 
     def drop(self) -> None:
         """Close the connection at once.  Never switches."""
@@ -488,7 +560,7 @@ class Session:
         if self._is_in_transaction:
             yield
             return
-        self.fetch("BEGIN")
+        self.fetch("BEGIN ISOLATION LEVEL READ COMMITTED")
         self._is_in_transaction = True
         try:
             yield
@@ -510,7 +582,7 @@ class Session:
         cursor = self._cursor
         if cursor is None or self._is_dropped:
             raise LinkLost(f"{self.where}: the connection is closed")
-        cursor.execute(text, values or None, prepare=bool(values))
+        cursor.execute(text, values or None, prepare=self._prepares and bool(values))
         if not self._is_in_transaction:
             self._has_committed = True
         return cursor

@@ -6,7 +6,7 @@ All times are the server's.  What one call does to many messages is one statemen
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -316,16 +316,6 @@ def count_waiting(session: Session, number: int) -> int:
         (number, COUNTED + 1),
     )
     return int(count)
-
-
-def ready_of(session: Session, numbers: Collection[int]) -> set[int]:
-    """Return those of some queues that have messages."""
-    found = session.fetch(
-        "SELECT w.queue FROM unnest(%b::int8[]) AS w (queue) WHERE EXISTS (SELECT 1 "
-        "FROM greenconn.messages m WHERE m.queue = w.queue AND holder IS NULL AND due IS NULL)",
-        (list(numbers),),
-    )
-    return {number for (number,) in found}
 
 
 # -- settling

@@ -4,7 +4,8 @@ A link that consumes, has exclusive queues or holds messages is registered in ``
 that it renews.  Its session holds an advisory lock by the same number.  The lock ends with the session,
 so that others see at once that a link is dead, and remove its consumers and exclusive queues.  What it
 held stays until the end of the lease, since the program may live, and go on with it over its next
-connection.
+connection.  A link whose session a pooler lends to others has no lock, and a number below 0: it is dead
+when its lease ends.
 
 No wake-up is missing: a link arms its consumers, and looks for messages once more after that has been
 committed.  A link that stores messages looks for armed consumers after *that* has been committed.  One
@@ -140,12 +141,14 @@ class Queues:
             self._known[number] = known
         return known
 
-    def existing(self, numbers: Collection[int]) -> set[int]:
-        """Return those of some queues that exist."""
+    def existing(self, numbers: Collection[int]) -> dict[int, bool]:
+        """Return those of some queues that exist, and whether each has messages that can be claimed."""
         found = self._session.fetch(
-            "SELECT id FROM greenconn.queues WHERE id = ANY (%b::int8[])", (list(numbers),)
+            "SELECT id, EXISTS (SELECT 1 FROM greenconn.messages m WHERE m.queue = q.id "
+            "AND holder IS NULL AND due IS NULL) FROM greenconn.queues q WHERE id = ANY (%b::int8[])",
+            (list(numbers),),
         )
-        return {number for (number,) in found}
+        return dict(found)
 
     # -- declaring
 
@@ -334,8 +337,8 @@ class Queues:
             return set()
         # A living session holds its lock: where another one gets it, that session is dead.
         alive = self._session.fetch(
-            "SELECT owner FROM greenconn.links WHERE owner = ANY (%b::text[]) "
-            "AND lease_until > now() AND NOT pg_try_advisory_xact_lock_shared(number)",
+            "SELECT owner FROM greenconn.links WHERE owner = ANY (%b::text[]) AND lease_until > now() "
+            "AND (number < 0 OR NOT pg_try_advisory_xact_lock_shared(number))",
             (list(owners),),
         )
         living = {owner for (owner,) in alive if not is_lost(owner)}
@@ -372,9 +375,11 @@ class Queues:
 
 def register(session: Session, owner: str, lease: float) -> int:
     """Register a link, and return its number, which no other registration has."""
-    number = int.from_bytes(os.urandom(8), "big", signed=True)
-    # The lock first: a link without one is dead.
-    session.fetch("SELECT pg_advisory_lock(%b)", (number,))
+    number = (int.from_bytes(os.urandom(8), "big") >> 1) or 1
+    if session.is_pooled:
+        number = -number
+    else:  # first: a link without its lock is dead
+        session.fetch("SELECT pg_advisory_lock(%b)", (number,))
     session.change(
         "INSERT INTO greenconn.links (number, owner, lease_until) "
         "VALUES (%b, %b, now() + %b::float8 * interval '1 s')",
@@ -386,7 +391,8 @@ def register(session: Session, owner: str, lease: float) -> int:
 def deregister(session: Session, number: int) -> None:
     """Remove a link that holds nothing any more."""
     session.change("DELETE FROM greenconn.links WHERE number = %b", (number,))
-    session.fetch("SELECT pg_advisory_unlock(%b)", (number,))
+    if number > 0:
+        session.fetch("SELECT pg_advisory_unlock(%b)", (number,))
 
 
 def renew_links(session: Session, numbers: Collection[int], lease: float) -> set[int]:

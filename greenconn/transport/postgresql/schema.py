@@ -153,23 +153,23 @@ def ensure(session: Session) -> None:
 
 
 def _migrate(session: Session) -> None:
-    # Many processes may start at the same time, and CREATE ... IF NOT EXISTS is no lock.  Before the
-    # transaction: within it the server would not look anew for what others have made.
-    session.fetch("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-    try:
-        with session.transaction():
-            for text in statements(session.schema, _version(session)):
-                session.fetch(text)
-    finally:
-        if session.is_open:
-            session.fetch("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+    # Many processes may start at the same time, and CREATE ... IF NOT EXISTS is no lock.
+    with session.transaction():
+        session.fetch("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        for text in statements(session.schema, _version(session)):
+            session.fetch(text)
 
 
 def _version(session: Session) -> int:
     """Return the version of the schema; 0: there is none."""
     try:
-        ((table,),) = session.fetch("SELECT to_regclass('greenconn.migrations')::text")
-        if table is None:
+        # Within a transaction the server would not look anew for what others have made, if not here.
+        found = session.fetch(
+            "SELECT 1 FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid "
+            "WHERE nspname = %s AND relname = 'migrations'",
+            (session.schema,),
+        )
+        if not found:
             return 0
         ((version,),) = session.fetch("SELECT coalesce(max(version), 0) FROM greenconn.migrations")
     except errors.InsufficientPrivilege as exc:
