@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from statistics import median
 from textwrap import wrap
 from time import monotonic, perf_counter, time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import click
@@ -37,6 +37,9 @@ from greenconn.green.stream import Stream
 from greenconn.url import maybe_sanitize_url
 from greenconn.wire.tls import TlsSession, tls_session
 
+if TYPE_CHECKING:
+    from greenconn.transport.postgresql.connection import Session
+
 #: Before a remedy.
 ARROW: Final = "-> "
 #: Outcome -> colour.
@@ -47,7 +50,7 @@ BOLD: Final = frozenset({"warning", "failed"})
 OUTCOME: Final = 9
 CHECK: Final = 14
 #: Packages whose versions matter.
-PACKAGES: Final = ("greenconn", "gevent", "greenlet", "amqp", "redis", "hiredis")
+PACKAGES: Final = ("greenconn", "gevent", "greenlet", "amqp", "redis", "hiredis", "psycopg")
 #: Descriptors that a program with a pool or two should be allowed.
 DESCRIPTORS: Final = 1024
 #: Naps of the hub that are measured, and the seconds of each.
@@ -72,6 +75,14 @@ ALARMS: Final = {
 }
 #: Seconds by which the clocks may differ.
 SKEW: Final = 2.0
+#: Seconds of a transaction from which on it is worth a word, and transactions that are shown.
+LONG: Final = 60.0
+SHOWN: Final = 5
+#: Waiting messages of a queue from which on it should have a consumer, and those that are counted.
+MANY: Final = 100
+COUNTED: Final = 10_000
+#: Dead rows, in multiples of those at which a vacuum is due.
+BEHIND: Final = 10
 #: Where there is no dead-letter exchange.
 REMEDY: Final = "declare it with dead_letter=True, or set a policy with dead-letter-exchange"
 #: The delivery limit of a quorum queue that has none set, from RabbitMQ 4.0 on.
@@ -147,6 +158,8 @@ def _check_broker(
         yield from check_rabbitmq(connection)
     elif transport.driver_type == "redis":
         yield from check_redis(connection)
+    elif transport.driver_type == "postgresql":
+        yield from check_postgresql(connection)
     for name in queues:
         yield from check_queue(connection, name)
 
@@ -569,6 +582,198 @@ def _check_clock(skew: float) -> Finding:
     return ok("clock", text)
 
 
+def check_postgresql(connection: Connection) -> Iterator[Finding]:
+    """Check what decides whether messages are kept, pass, and leave no garbage behind.  May switch."""
+    from greenconn.transport.postgresql.transaction import store_of
+
+    session = store_of(connection.default_channel).session
+    interval = connection.transport.options.polling_interval
+    checks = (
+        *(_check_primary, _check_durability, _check_schema, _check_rights, _check_connections),
+        *(_check_transactions, _check_vacuum, _check_unconsumed),
+    )
+    if session.is_pooled:
+        yield warning(
+            "notifications",
+            f"a pooler in between keeps no session: consumers look for messages every {interval:g} s",
+            "use pool_mode = session, or connect to the server",
+        )
+    else:
+        yield ok("notifications", "the session is kept: consumers are notified")
+    for check in checks:
+        try:
+            yield from session.call(lambda check=check: list(check(session)))
+        except Exception as exc:
+            name = check.__name__.removeprefix("_check_")
+            yield note(name, f"not checked: {error_line(exc)[0]}", "try again")
+            if not session.is_open:
+                return
+
+
+def _check_primary(session: Session) -> Iterator[Finding]:
+    ((version, count, names),) = session.fetch(
+        "SELECT current_setting('server_version'), (SELECT count(*) FROM pg_stat_replication), "
+        "current_setting('synchronous_standby_names')"
+    )
+    yield ok("server", f"PostgreSQL {version}")
+    text = f"primary with {count} replica{'' if count == 1 else 's'}"
+    if count and not names:
+        yield note(
+            "role",
+            f"{text}, asynchronous: a failover loses what they have not received",
+            "set synchronous_standby_names where messages matter",
+        )
+    else:
+        yield ok("role", f"{text}, synchronous: {names}" if names else text)
+
+
+def _check_durability(session: Session) -> Iterator[Finding]:
+    ((fsync, commit),) = session.fetch(
+        "SELECT current_setting('fsync'), current_setting('synchronous_commit')"
+    )
+    if fsync == "off":
+        text = "fsync is off: a crash of the machine may lose all"
+        yield warning("persistence", text, "set fsync to on")
+    elif commit == "off":
+        text = "synchronous_commit is off: a crash loses what was published just before"
+        yield warning("persistence", text, "set synchronous_commit to on for this role")
+    else:
+        yield ok("persistence", f"a publish waits for the disk (synchronous_commit {commit})")
+
+
+def _check_schema(session: Session) -> Iterator[Finding]:
+    ((version,),) = session.fetch("SELECT max(version) FROM greenconn.migrations")
+    yield ok("schema", f"{session.schema}, version {version}")
+
+
+def _check_rights(session: Session) -> Iterator[Finding]:
+    found = session.fetch(
+        "SELECT c.relname::text, r, has_table_privilege(c.oid, r) FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r "
+        "WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname <> 'migrations'",
+        (session.schema,),
+    )
+    missing = {(right, table) for table, right, has in found if not has}
+    unpublished = sorted(
+        (right, table)
+        for right, table in missing
+        if right == "SELECT" or (right, table) in {("INSERT", "messages"), ("UPDATE", "consumers")}
+    )
+    if unpublished:
+        lacking = ", ".join(f"{right} on {table}" for right, table in unpublished)
+        text = f"role {session.user} may not publish: it lacks {lacking}"
+        yield failed("rights", text, "grant it these")
+    elif missing:
+        lacking = ", ".join(sorted({table for _, table in missing}))
+        yield note(
+            "rights",
+            f"role {session.user} may publish, but neither declare nor consume: it lacks rights on "
+            f"{lacking}",
+            "nothing is wrong if it only publishes; else grant it INSERT, UPDATE and DELETE",
+        )
+    else:
+        yield ok("rights", f"role {session.user} may publish, declare and consume")
+
+
+def _check_connections(session: Session) -> Iterator[Finding]:
+    ((used, most),) = session.fetch(
+        "SELECT sum(numbackends)::int8, current_setting('max_connections')::int8 "
+        "- current_setting('superuser_reserved_connections')::int8 FROM pg_stat_database"
+    )
+    text = f"{used:,} of {most:,} in use"
+    if used > CLOSE * most:
+        remedy = (
+            "use fewer (one for each process is enough), raise max_connections, or use a pooler"
+        )
+        yield warning("connections", text, remedy)
+    else:
+        yield ok("connections", text)
+
+
+def _check_transactions(session: Session) -> Iterator[Finding]:
+    ((sees_all,),) = session.fetch("SELECT pg_has_role('pg_read_all_stats', 'USAGE')")
+    found = session.fetch(
+        "SELECT pid, usename::text, application_name, state, "
+        "extract(epoch FROM clock_timestamp() - xact_start)::float8, age(backend_xmin)::int8 "
+        "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND extract(epoch FROM clock_timestamp() - xact_start) >= %s ORDER BY xact_start LIMIT %s",
+        (LONG, SHOWN),
+    )
+    for pid, role, application, state, seconds, age in found:
+        held = "" if age is None else f", and holds vacuum back by {age:,} transactions"
+        yield warning(
+            "transactions",
+            f"process {pid} (role {role}, application {application or '?'}, {state}) has a "
+            f"transaction of {seconds:,.0f} s{held}",
+            f"end it, or SELECT pg_terminate_backend({pid}); idle_in_transaction_session_timeout "
+            f"ends those that were forgotten",
+        )
+    prepared = session.fetch(
+        "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts "
+        "WHERE database = current_database() "
+        "AND extract(epoch FROM clock_timestamp() - prepared) >= %s ORDER BY prepared LIMIT %s",
+        (LONG, SHOWN),
+    )
+    for gid, seconds in prepared:
+        text = f"{gid!r} was prepared {seconds:,.0f} s ago, and holds vacuum back"
+        yield warning("transactions", text, "COMMIT PREPARED or ROLLBACK PREPARED it")
+    slots = session.fetch(
+        "SELECT slot_name::text, age(xmin)::int8 FROM pg_replication_slots "
+        "WHERE xmin IS NOT NULL AND NOT active ORDER BY 2 DESC LIMIT %s",
+        (SHOWN,),
+    )
+    for name, age in slots:
+        text = f"replication slot {name} is not used, and holds vacuum back by {age:,} transactions"
+        yield warning(
+            "transactions", text, "start its replica, or SELECT pg_drop_replication_slot of it"
+        )
+    if found or prepared or slots:
+        return
+    if sees_all:
+        yield ok("transactions", f"none is older than {LONG:g} s")
+    else:
+        text = f"none of this role is older than {LONG:g} s; those of others cannot be seen"
+        yield note("transactions", text, f"GRANT pg_monitor TO {session.user}")
+
+
+def _check_vacuum(session: Session) -> Iterator[Finding]:
+    found = session.fetch(
+        "SELECT n_live_tup, n_dead_tup, to_char(greatest(last_autovacuum, last_vacuum), "
+        "'YYYY-MM-DD HH24:MI'), current_setting('autovacuum') FROM pg_stat_user_tables "
+        "WHERE schemaname = %s AND relname = 'messages'",
+        (session.schema,),
+    )
+    for live, dead, last, is_on in found:
+        text = f"messages has {live:,} rows and {dead:,} dead ones, vacuumed {last or 'never'}"
+        if is_on == "off":
+            yield warning("vacuum", f"autovacuum is off; {text}", "set autovacuum to on")
+        elif dead > BEHIND * (1000 + live / 50):  # the settings of the table
+            yield warning("vacuum", text, "end long transactions, or raise autovacuum_max_workers")
+        else:
+            yield ok("vacuum", text)
+
+
+def _check_unconsumed(session: Session) -> Iterator[Finding]:
+    found = session.fetch(
+        "SELECT name, waiting.count FROM greenconn.queues q CROSS JOIN LATERAL (SELECT count(*) FROM "
+        "(SELECT 1 FROM greenconn.messages WHERE queue = q.id AND holder IS NULL AND due IS NULL "
+        "LIMIT %s) AS counted) AS waiting WHERE waiting.count >= %s AND NOT EXISTS (SELECT 1 "
+        "FROM greenconn.consumers c JOIN greenconn.links l ON l.owner = c.owner "
+        "WHERE c.queue = q.id AND l.lease_until > now()) ORDER BY 2 DESC, 1 LIMIT %s",
+        (COUNTED, MANY, SHOWN),
+    )
+    for name, count in found:
+        more = " or more" if count == COUNTED else ""
+        yield warning(
+            "queues",
+            f"in {name!r} {count:,}{more} messages wait, and it has no consumer",
+            "start one, or purge or delete the queue",
+        )
+    if not found:
+        yield ok("queues", f"none has {MANY} waiting messages or more and no consumer")
+
+
 def check_queue(connection: Connection, name: str) -> Iterator[Finding]:
     """Check queue *name*: it exists, is consumed, and keeps what fails.  May switch."""
     check = f"queue {name}"
@@ -580,7 +785,7 @@ def check_queue(connection: Connection, name: str) -> Iterator[Finding]:
         return
     waiting, consumers = found.message_count, found.consumer_count
     text = f"{waiting:,} messages wait, {consumers} consumers"
-    if waiting and consumers == 0 and connection.transport.driver_type == "amqp":
+    if waiting and consumers == 0 and connection.transport.driver_type in ("amqp", "postgresql"):
         yield warning(check, text, "start a consumer")
     else:
         yield ok(check, text)

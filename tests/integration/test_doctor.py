@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
+import greenconn
 from greenconn import Connection, Queue
 from greenconn.cli import main
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_brokers import RedisFactory
+from tests.fix_postgresql import Database, PostgresServers
 from tests.fix_tls import CERTS, TlsFront
 from tests.fix_wires import until
 
@@ -206,3 +210,74 @@ def test_embedded_brokers(doctor: Doctor, url: str, tmp_path: Any) -> None:
     assert (code, bad(found)) == (0, {})
     assert "message" in found
     assert "TCP" not in found
+
+
+def test_postgresql(doctor: Doctor, postgresql_url: str, postgresql: Database, unique: str) -> None:
+    code, found = doctor(postgresql_url)
+    assert code == 0
+    # The tests' server has no fsync.
+    assert bad(found) == {"persistence": "warning"}
+    assert found["server"]["text"].startswith("PostgreSQL ")
+    assert "primary with" in found["role"]["text"]
+    assert unique in found["schema"]["text"]
+    assert {"message", "notifications", "connections", "transactions", "vacuum"} <= found.keys()
+
+    # A role that only publishes, and a queue that is forgotten.
+    with Connection(postgresql_url) as connection:
+        greenconn.publish_many("left", range(100), connection=connection, declare=True)
+    postgresql.execute(f'CREATE ROLE "{unique}" LOGIN')
+    postgresql.execute(f'GRANT USAGE ON SCHEMA "{unique}" TO "{unique}"')
+    postgresql.execute(f'GRANT SELECT ON ALL TABLES IN SCHEMA "{unique}" TO "{unique}"')
+    try:
+        url = postgresql_url.replace("postgres@", f"{unique}@")
+        code, found = doctor(url, "--read-only", "--queue", "left")
+        assert code == 1
+        assert "lacks INSERT on messages, UPDATE on consumers" in found["rights"]["text"]
+        assert "GRANT pg_monitor" in found["transactions"]["remedy"]
+        assert "in 'left' 100 messages wait" in found["queues"]["text"]
+        assert found["queue left"]["outcome"] == "warning"
+        postgresql.execute(f'GRANT INSERT ON "{unique}".messages TO "{unique}"')
+        postgresql.execute(f'GRANT UPDATE ON "{unique}".consumers TO "{unique}"')
+        code, found = doctor(url, "--read-only")
+        assert (code, found["rights"]["outcome"]) == (0, "note")
+    finally:
+        postgresql.execute(f'DROP OWNED BY "{unique}"')
+        postgresql.execute(f'DROP ROLE "{unique}"')
+
+
+def test_postgresql_that_is_used_badly(
+    doctor: Doctor, postgresql_with: PostgresServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("greenconn.cli.doctor"), "LONG", 0.0)
+    settings = ("max_connections = 8", "autovacuum = off", "max_prepared_transactions = 2")
+    server = postgresql_with(*settings)
+    pooled = postgresql_with.pooled(server, "transaction", 3).url
+    with psycopg.connect(server.url, application_name="report") as report:
+        report.execute("DECLARE held CURSOR FOR SELECT 1 FROM pg_class")
+        others = [psycopg.connect(server.url) for _ in range(3)]
+        try:
+            code, found = doctor(pooled, "--read-only")
+        finally:
+            for other in others:
+                other.close()
+        assert code == 0
+        assert "look for messages every 1 s" in found["notifications"]["text"]
+        assert found["connections"]["outcome"] == "warning"
+        assert "autovacuum is off" in found["vacuum"]["text"]
+        told = found["transactions"]
+        assert f"process {report.info.backend_pid} (role postgres, " in told["text"]
+        assert "application report, idle in transaction)" in told["text"]
+        assert "holds vacuum back by" in told["text"]
+        report.rollback()
+        report.execute("SELECT pg_current_xact_id()")
+        report.execute("PREPARE TRANSACTION 'forgotten'")
+    assert "'forgotten' was prepared" in doctor(pooled, "--read-only")[1]["transactions"]["text"]
+
+
+def test_a_standby(doctor: Doctor, postgresql_with: PostgresServers) -> None:
+    primary = postgresql_with()
+    standby = postgresql_with(source=primary)
+    code, found = doctor(standby.url)
+    assert code == 1
+    assert "standby or read-only; name the primary" in found["login"]["text"]
+    until(lambda: "asynchronous" in doctor(primary.url, "--read-only")[1]["role"]["text"])

@@ -440,7 +440,10 @@ class Session:
         own = connection.pgconn.backend_pid
         ((pid, self.user, is_standby, _),) = self.call(self.fetch, _GREETING, (own, limit_ms))
         if is_standby:  # ``target_session_attrs`` of the URL lets it pass
-            raise LinkLost(f"{self.where}: the server is a standby, which takes no messages")
+            raise LinkLost(
+                f"{self.where}: the server is a standby, which takes no messages; name the primary, or "
+                f"all servers, in the URL"
+            )
         if pid != own:  # a pooler has sent the number, as it forwards cancellations
             self.is_pooled = not self._keeps_session(pid, deadline.within(PROBE))
             if self.is_pooled:
