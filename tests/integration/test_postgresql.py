@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from greenconn.exceptions import (
     NotAllowed,
     RecoverableConnectionError,
 )
+from greenconn.green import connect
 from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql import schema
 from greenconn.transport.postgresql.connection import LinkLost, Session, parsed
@@ -308,3 +311,50 @@ def test_standby_is_passed_over(postgresql_with: PostgresServers, unique: str) -
     with psycopg.connect(primary.url) as database:
         count = database.execute("SELECT count(*) FROM greenconn.messages").fetchone()
     assert count == (1,)
+
+
+# -- hosts that libpq finds
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names that are looked up in the hub; no other way finds them."""
+    names: list[str] = []
+
+    def look_up(host: str, port: int) -> list[tuple[Any, ...]]:
+        names.append(host)
+        return [(_socket.AF_INET, _socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(connect, "_look_up", look_up)
+    return names
+
+
+def test_hosts_of_a_service_and_of_the_environment_are_looked_up_in_the_hub(
+    postgresql_server: str,
+    unique: str,
+    lookups: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = urlsplit(postgresql_server).port
+    file = tmp_path / "services"
+    file.write_text(f"[shop]\nhost=a.invalid,b.invalid\nport={port}\napplication_name={unique}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    url = "postgresql://postgres@/postgres"
+    with Connection(f"{url}?service=shop") as connection:
+        connection.connect()
+        link: Any = connection.session.link()
+        session = link.store.session
+        ((name,),) = session.call(session.fetch, "SELECT current_setting('application_name')")
+        assert name == unique
+    assert lookups == ["a.invalid"]
+    monkeypatch.setenv("PGHOST", "c.invalid")
+    monkeypatch.setenv("PGPORT", str(port))
+    with Connection(url) as connection:
+        connection.connect()
+    assert lookups == ["a.invalid", "c.invalid"]
+    with (
+        Connection(f"{url}?service=shpo") as connection,
+        pytest.raises(NotAllowed, match=r'"shpo" not found .*PGSERVICEFILE'),
+    ):
+        connection.connect()

@@ -50,7 +50,7 @@ from greenconn.green.hub import weakly
 from greenconn.green.supervisor import OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
-from greenconn.transport.postgresql.connection import NotStored, Session, as_error, parsed
+from greenconn.transport.postgresql.connection import NotStored, Session, as_error, defaults, parsed
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
     QueueRow,
@@ -76,6 +76,9 @@ _KEEPALIVE: Final = {
     "keepalives_count": "9",
     "tcp_user_timeout": "150000",
 }
+
+#: Parameters of libpq that name a server or a database.
+_PLACES: Final = frozenset({"dbname", "host", "hostaddr", "port", "service"})
 
 #: The servers behind poolers that were logged.
 _pooled: Final[set[str]] = set()
@@ -191,6 +194,7 @@ class Transport(StoreTransport):
 
         Raises:
             ValueError: the URL is malformed; says how, with the password masked.
+            CannotUse: it names a service that is not defined.
         """
         client = self.client
         uri, _ = self._split_url()
@@ -206,6 +210,7 @@ class Transport(StoreTransport):
         if client.password:
             password = client.password
             conninfo["password"] = supplied(password) if callable(password) else password
+        conninfo = {**defaults(conninfo), **conninfo}
         conninfo.update(_tls(client.ssl, conninfo))
         # A standby takes no messages: libpq goes on to the next host.
         conninfo.setdefault("target_session_attrs", "read-write")
@@ -218,8 +223,10 @@ class Transport(StoreTransport):
 
     def place(self) -> str:
         """Servers, database and schema."""
-        uri = self._split_url()[0].partition("?")[0].rpartition("@")[2] or super().place()
-        return f"{mask_secrets(uri)} {self.options.schema}"
+        uri, _, query = self._split_url()[0].partition("?")
+        server = mask_secrets(uri.rpartition("@")[2] or super().place())
+        others = [f"{name}={value}" for name, value in parse_qsl(query) if name in _PLACES]
+        return " ".join((server, *others, self.options.schema))
 
     def make_store(self, wake: Callable[[str | None], None]) -> PostgresStore:
         """Return a store that is not open yet."""

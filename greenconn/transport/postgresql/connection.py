@@ -618,6 +618,35 @@ class Session:
         self._on_lost(error)
 
 
+#: What a service file or the environment says that this library looks at before libpq does.
+_DEFAULTS: Final = ("host", "hostaddr", "port", "load_balance_hosts", "application_name")
+
+
+def defaults(conninfo: Mapping[str, Any]) -> dict[str, str]:
+    """Return libpq's parameters of a service file and the environment, where there is no host yet.
+
+    libpq would look their hosts up itself, and block the hub.  Never switches.
+
+    Raises:
+        CannotUse: there is no such service.
+    """
+    if conninfo.get("host") or conninfo.get("hostaddr"):
+        return {}
+    # It reads all of them, and refuses this before it looks anything up.
+    pgconn = pq.PGconn.connect_start(make_conninfo(**{**conninfo, "gssencmode": "no"}).encode())
+    try:
+        found = {each.keyword.decode(): each.val for each in pgconn.info}
+        problem = _said(pgconn).strip()
+    finally:
+        pgconn.finish()
+    if not any(found.values()):
+        raise CannotUse(
+            f"{problem} (look into the file that PGSERVICEFILE names, or ~/.pg_service.conf)"
+        )
+    values = {name: found.get(name) for name in _DEFAULTS}
+    return {name: value.decode() for name, value in values.items() if value}
+
+
 def parsed(uri: str) -> dict[str, Any]:
     """Return libpq's parameters for a URL.
 
