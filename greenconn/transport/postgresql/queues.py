@@ -317,7 +317,7 @@ class Queues:
         """Return those of some queues whose oldest consumer is on this link."""
         found = self._session.fetch(
             "SELECT DISTINCT ON (queue) queue, owner FROM greenconn.consumers "
-            "WHERE queue = ANY (%b::int8[]) ORDER BY queue, id",
+            "WHERE queue = ANY (%b::int8[]) ORDER BY queue, since, owner",
             (list(numbers),),
         )
         return {queue for queue, owner in found if owner == self._owner}

@@ -9,7 +9,8 @@ is.  A message with ``due`` is delayed: when that time has come, a consumer sets
 be claimed is in one partial index, and nothing else is.
 
 ``consumers.armed``: the link found nothing and waits to be notified.  Nothing in that table outlives its
-session, so it needs no write-ahead log.
+session, so it needs no write-ahead log.  It must have no sequence, which would be unlogged, too, and
+damaged on a replica that becomes the primary (PostgreSQL 15).
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ CREATE TABLE greenconn.links (
 ) WITH (fillfactor = 50);
 CREATE INDEX links_owner ON greenconn.links (owner);
 CREATE UNLOGGED TABLE greenconn.consumers (
-    id bigint GENERATED ALWAYS AS IDENTITY,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
     queue bigint NOT NULL,
     owner text COLLATE "C" NOT NULL,
     count integer NOT NULL,
