@@ -47,6 +47,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
@@ -76,6 +77,9 @@ _KEEPALIVE: Final = {
     "keepalives_count": "9",
     "tcp_user_timeout": "150000",
 }
+
+#: For acks and requeues that the server cannot store now.
+SETTLING: Final = RetryPolicy()
 
 #: Parameters of libpq that name a server or a database.
 _PLACES: Final = frozenset({"dbname", "host", "hostaddr", "port", "service"})
@@ -644,7 +648,17 @@ class PostgresStore(Store):
         return [("", messages.Handle(messages.EVERYTHING, self._number))]
 
     def settle(self, requests: Sequence[SettleRequest]) -> int | None:
-        return self.session.call(self._settle, requests)
+        # What the server cannot do now it does later.  Given up, the messages would stay held as long
+        # as this link lives.
+        is_logged = False
+        for attempt in attempts(SETTLING, is_retryable=lambda exc: isinstance(exc, NotStored)):
+            with attempt:
+                return self.session.call(self._settle, requests)
+            if not is_logged:
+                is_logged = True
+                text = "acks and requeues are tried again: %s"
+                logger.error(text, attempt.error, extra={"connection": self.client.as_uri()})
+        raise AssertionError("unreachable")
 
     def _settle(self, requests: Sequence[SettleRequest]) -> int:
         if self.leaving:

@@ -76,7 +76,7 @@ class CannotUse(_Both, NotAllowed, psycopg.DatabaseError):  # type: ignore[misc]
     """The database or the schema cannot be used, and to try again would not help."""
 
 
-class NotStored(_Both, RecoverableChannelError, psycopg.OperationalError):  # type: ignore[misc]
+class NotStored(_Both, RecoverableChannelError, psycopg.DatabaseError):  # type: ignore[misc]
     """The server could not do it now: the disk is full, or a row was locked for too long."""
 
 
@@ -93,7 +93,11 @@ _ERRORS: Final[Mapping[str, tuple[type[Any], str]]] = {
     "53300": (LinkLost, "raise max_connections, or use fewer connections"),
     "55P03": (NotStored, "look for long transactions in pg_stat_activity"),
     "57": (LinkLost, ""),
-    "57014": (NotStored, "look for long transactions in pg_stat_activity, or raise reply_timeout"),
+    "57014": (
+        NotStored,
+        "look for long transactions in pg_stat_activity, or raise reply_timeout (behind a pooler the "
+        "role's statement_timeout)",
+    ),
     "58": (LinkLost, "look into the server's log"),
     "25006": (
         LinkLost,
@@ -137,6 +141,8 @@ def as_error(exc: psycopg.Error, where: str) -> Exception:
             kind, remedy = _ERRORS["25006"]
         elif "too many" in said or "connection slots are reserved" in said:
             kind, remedy = _ERRORS["53300"]
+        elif "certificate" in said:
+            remedy = "check sslrootcert, and the certificate of the server"
     if kind is None:
         return exc
     error: Exception = kind(f"{where}: {said}" + (f" ({remedy})" if remedy else ""))
