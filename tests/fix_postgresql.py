@@ -23,10 +23,12 @@ class PostgresServers:
         self._brokers = brokers
         self._servers: list[UserServer] = []
 
-    def __call__(self, *settings: str, source: PostgresServer | None = None) -> PostgresServer:
+    def __call__(
+        self, *settings: str, source: PostgresServer | None = None, disk: int = 0
+    ) -> PostgresServer:
         """Start a server; skip the test, with the reason, when there is none."""
         with self._brokers.needed(PostgresServer, "PostgreSQL"):
-            server = PostgresServer(self._brokers.keeper, settings, source)
+            server = PostgresServer(self._brokers.keeper, settings, source, disk)
             self._servers.append(server)
             server.start()
         return server

@@ -30,6 +30,8 @@ _UNNEEDED = shutil.ignore_patterns("bitcode", "doc", "libLLVM*", "llvmjit*", "lo
 _RUN_AS = "import os, sys; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[2])); " + (
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
+#: Becomes another program, for which alone the folder $1 is a disk of $2 MiB, of the user $3.
+_ON_DISK = 'mount -t tmpfs -o "size=$2m,uid=$3" disk "$1" && shift 3 && exec "$@"'
 #: The tests kill processes, not machines: what is in the system's cache is not lost.
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -80,6 +82,10 @@ class PostgresServer(UserServer):
     Arguments:
         settings: lines of ``postgresql.conf``.
         source: a server of which this is a standby.
+        disk: the MiB of :attr:`disk`; 0: there is none.  Needs root.
+
+    Attributes:
+        disk: a folder on a small disk, for a tablespace.
 
     Raises:
         NoBroker: the programs are not to be had.
@@ -92,9 +98,14 @@ class PostgresServer(UserServer):
         keeper: Keeper,
         settings: Sequence[str] = (),
         source: PostgresServer | None = None,
+        disk: int = 0,
     ) -> None:
         super().__init__(keeper, find_postgresql(keeper.directory))
         self._data = self.directory / "data"
+        self.disk = self.directory / "disk"
+        self._disk_size = disk
+        if disk:
+            self.disk.mkdir()
         if source is None:
             options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
             self._run("initdb", "-D", str(self._data), *options)
@@ -119,7 +130,32 @@ class PostgresServer(UserServer):
     def command(self) -> list[str]:
         """The program and its arguments."""
         server = str(self._programs.server)
-        return [*self._prefix, server, "-D", str(self._data), "-p", str(self.port)]
+        command = [*self._prefix, server, "-D", str(self._data), "-p", str(self.port)]
+        if self._disk_size:
+            owner = str(self._data.stat().st_uid)
+            mount = ["sh", "-c", _ON_DISK, "sh", str(self.disk), str(self._disk_size), owner]
+            command = ["unshare", "--mount", *mount, *command]
+        return command
+
+    def enlarge_disk(self, size: int) -> None:
+        """Make :attr:`disk` one of so many MiB."""
+        enter = ["nsenter", "-t", str(self._pid), "--mount"]
+        run([*enter, "mount", "-o", f"remount,size={size}m", str(self.disk)])
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._run("pg_ctl", "promote", "-D", str(self._data))
+
+    def show_certificate(self, certificate: Path, key: Path) -> None:
+        """Speak TLS from the next start on."""
+        for file, name in ((certificate, "server.crt"), (key, "server.key")):
+            copy = self._data / name
+            shutil.copyfile(file, copy)
+            copy.chmod(0o600)
+            owner = self._data.stat()
+            os.chown(copy, owner.st_uid, owner.st_gid)
+        with open(self._data / "postgresql.conf", "a") as settings:
+            settings.write("ssl = on\n")
 
     def is_ready(self) -> bool:
         """Whether it takes connections now."""
