@@ -80,6 +80,15 @@ def postgresql_url(postgresql_server: str, unique: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def postgresql_database(postgresql_server: str, unique: str) -> Iterator[str]:
+    """The address of a database of the test's own; dropped after it."""
+    with psycopg.connect(postgresql_server, autocommit=True) as database:
+        database.execute(f'CREATE DATABASE "{unique}"')
+        yield f"{postgresql_server.rpartition('/')[0]}/{unique}"
+        database.execute(f'DROP DATABASE "{unique}" WITH (FORCE)')
+
+
+@pytest.fixture
 def postgresql_with(brokers: Brokers) -> Iterator[PostgresServers]:
     """Start a server of the test's own with ``postgresql_with(setting...)``; ended after the test."""
     servers = PostgresServers(brokers)

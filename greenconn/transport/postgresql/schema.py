@@ -15,8 +15,8 @@ damaged on a replica that becomes the primary (PostgreSQL 15).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import errors
 
@@ -105,6 +105,14 @@ CREATE INDEX consumers_owner ON greenconn.consumers (owner);
 """,
 )
 
+#: What undoes each of them, with the messages.
+REVERSALS: Final[Sequence[str]] = (
+    """
+DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.bindings,
+    greenconn.exchanges, greenconn.messages, greenconn.queues, greenconn.migrations
+""",
+)
+
 #: The version of a schema that this version of the library uses.
 VERSION: Final = len(MIGRATIONS)
 
@@ -119,20 +127,31 @@ CREATE TABLE greenconn.migrations (
 """
 
 
-def statements(schema: str, version: int = 0) -> list[str]:
-    """Return the SQL that brings a schema from *version* to the present one; 0: there is none yet."""
-    texts: list[str] = []
-    if not version:
-        texts += ["CREATE SCHEMA IF NOT EXISTS greenconn", _VERSIONS.strip()]
-    for number, migration in enumerate(MIGRATIONS, 1):
-        if number > version:
-            texts += [each.strip() for each in migration.split(";") if each.strip()]
-            texts.append(f"INSERT INTO greenconn.migrations (version) VALUES ({number})")
+def statements(schema: str, version: int = 0, wanted: int = VERSION) -> list[str]:
+    """Return the SQL that brings a schema from *version* to *wanted*; 0: there are no tables."""
     name = quoted(schema)
-    return [
-        text.replace("greenconn.", f"{name}.").replace("EXISTS greenconn", f"EXISTS {name}")
-        for text in texts
-    ]
+    texts: list[str] = []
+    if wanted and not version:
+        texts += [f"CREATE SCHEMA IF NOT EXISTS {name}", _VERSIONS.strip()]
+    for number in range(version + 1, wanted + 1):
+        texts += [each.strip() for each in MIGRATIONS[number - 1].split(";") if each.strip()]
+        texts.append(f"INSERT INTO greenconn.migrations (version) VALUES ({number})")
+    for number in range(version, wanted, -1):
+        texts += [each.strip() for each in REVERSALS[number - 1].split(";") if each.strip()]
+        if number > 1:
+            texts.append(f"DELETE FROM greenconn.migrations WHERE version = {number}")
+    if version and not wanted and schema != "public":
+        # It stays where it has something else, or is another role's.
+        texts.append(
+            f"DO $greenconn$ BEGIN DROP SCHEMA {name}; EXCEPTION "
+            f"WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL; END $greenconn$"
+        )
+    return [in_schema(schema, text) for text in texts]
+
+
+def in_schema(schema: str, text: str) -> str:
+    """Return SQL with the name of a schema in the place of ours."""
+    return text.replace("greenconn.", f"{quoted(schema)}.")
 
 
 def ensure(session: Session) -> None:
@@ -162,17 +181,8 @@ def _migrate(session: Session) -> None:
 
 
 def _version(session: Session) -> int:
-    """Return the version of the schema; 0: there is none."""
     try:
-        # Within a transaction the server would not look anew for what others have made, if not here.
-        found = session.fetch(
-            "SELECT 1 FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid "
-            "WHERE nspname = %s AND relname = 'migrations'",
-            (session.schema,),
-        )
-        if not found:
-            return 0
-        ((version,),) = session.fetch("SELECT coalesce(max(version), 0) FROM greenconn.migrations")
+        version = version_of(session.schema, session.fetch)
     except errors.InsufficientPrivilege as exc:
         raise CannotUse(
             f"{session.where}: role {session.user!r} may not use schema {session.schema!r} "
@@ -184,4 +194,22 @@ def _version(session: Session) -> int:
             f"{session.where}: schema {session.schema!r} was created by a later version of greenconn "
             f"(version {version}, known here up to {VERSION}): upgrade greenconn in this program"
         )
+    return version
+
+
+def version_of(schema: str, fetch: Callable[[str], Sequence[Sequence[Any]]]) -> int:
+    """Return the version of the tables in *schema*; 0: there are none.
+
+    Arguments:
+        fetch: runs a statement, as it is written here, and returns its rows.
+    """
+    # Not to_regclass: within a transaction it would not look anew for what others have made.
+    literal = schema.replace("'", "''")
+    found = fetch(
+        "SELECT 1 FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid "
+        f"WHERE nspname = '{literal}' AND relname = 'migrations'"
+    )
+    if not found:
+        return 0
+    ((version,),) = fetch("SELECT coalesce(max(version), 0) FROM greenconn.migrations")
     return int(version)

@@ -20,6 +20,15 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
+if os.environ["LETTERS_DATABASE"].startswith("postgresql:"):
+    _place = parse_url(os.environ["LETTERS_DATABASE"])
+    DATABASES["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": _place["virtual_host"],
+        "USER": _place["userid"],
+        "HOST": _place["hostname"],
+        "PORT": _place["port"],
+    }
 #: Names of the project's queues begin so.
 LETTERS_PREFIX = os.environ["LETTERS_PREFIX"]
 
