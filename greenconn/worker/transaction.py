@@ -103,9 +103,13 @@ def begin_of(given: Any) -> Begin:
 def _django(alias: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     from django.db import connections, transaction
 
-    connections[alias].close_if_unusable_or_obsolete()
-    with transaction.atomic(using=alias):
-        yield alias, ()
+    connection = connections[alias]
+    connection.close_if_unusable_or_obsolete()
+    try:
+        with transaction.atomic(using=alias):
+            yield alias, ()
+    finally:
+        connection.close_if_unusable_or_obsolete()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 
 from django.conf import settings as project
 from django.core.management.base import BaseCommand
-from django.db import close_old_connections, reset_queries, transaction
+from django.db import connections, reset_queries, transaction
 
 import greenconn.defaults
 from greenconn.compat.carrot.connection import separate_settings
@@ -147,11 +147,18 @@ def handler(function: Callable[..., Result]) -> Callable[..., Result]:
 def _database_connections(message: Message | None = None) -> Iterator[None]:
     """Close database connections that are broken or too old, before and after a message."""
     reset_queries()
-    close_old_connections()
+    _close_old_connections()
     try:
         yield
     finally:
-        close_old_connections()
+        _close_old_connections()
+
+
+def _close_old_connections() -> None:
+    # Not that of a transaction in which the handler runs, for which Django's function would do it.
+    for each in connections.all(initialized_only=True):
+        if not each.in_atomic_block:
+            each.close_if_unusable_or_obsolete()
 
 
 #: The application of the project: its handlers use models as requests do, without :func:`handler`.
