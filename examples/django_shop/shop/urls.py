@@ -1,0 +1,7 @@
+"""The project's pages."""
+
+from django.urls import path
+
+from shop import views
+
+urlpatterns = [path("orders", views.accept)]
