@@ -36,6 +36,8 @@ __all__ = ["Backlog", "Lease", "OutboxStore", "PendingMessage"]
 
 #: Relays that can share the work at most.  Rows name theirs: never change it.
 PARTITIONS: Final = 32
+#: On which PostgreSQL notifies relays of commits, with the name of the table.
+CHANNEL: Final = "greenconn_outbox"
 #: Characters of an ordering key, of a target's name and of a message id.
 LONGEST: Final = 255
 #: Options that have become part of the body or of its description.
@@ -124,6 +126,13 @@ def publish_arguments(envelope: str) -> dict[str, Any]:
     return {"target": target if isinstance(target, str) else _entity(target), **found, **options}
 
 
+def conninfo_of(driver: Any) -> dict[str, Any] | None:
+    """Return libpq's parameters of a driver's connection; None: it is not one of psycopg 3."""
+    info = getattr(driver, "info", None)
+    parameters = getattr(info, "get_parameters", None)
+    return {**parameters(), "password": info.password} if info and parameters else None
+
+
 def _as_bytes(body: Any) -> bytes:
     return body.encode() if isinstance(body, str) else bytes(body)
 
@@ -190,6 +199,12 @@ class OutboxStore(Protocol):
     Each is a transaction of its own and may block; a relay makes one at a time, always from the same
     greenlet or thread.  What a call raises is logged, and the call made again later.
     """
+
+    def table(self) -> str:
+        """Return the name of the table of messages.  Never blocks."""
+
+    def conninfo(self) -> dict[str, Any] | None:
+        """Return libpq's parameters, with which commits can be listened for; None: they cannot."""
 
     def pending(self, partitions: Collection[int], now: int, limit: int) -> list[PendingMessage]:
         """Return the first rows of *partitions*, in the order of their ids.

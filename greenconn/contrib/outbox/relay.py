@@ -1,5 +1,9 @@
 """The relay of an outbox: publishes what was committed, and marks it.
 
+On PostgreSQL a relay is notified of commits (``LISTEN``), over a connection of its own: it sends no
+statement while there is nothing to publish, but those about leases.  Elsewhere, and behind a pooler, it
+looks for new rows at an interval.
+
 It reads rows in the order of their ids, publishes each with a confirm, and marks those that the broker
 has.  Rows without a key are published side by side, those of one key one after another, each when the
 broker has the one before.  A row that the broker refuses is tried again later, without an end, and the
@@ -29,8 +33,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent
 from gevent import Greenlet, get_hub
@@ -38,6 +43,7 @@ from gevent.event import Event
 
 from greenconn.checks import Seconds, check_callable, check_count, check_seconds, in_seconds
 from greenconn.contrib.outbox import (
+    CHANNEL,
     PARTITIONS,
     Lease,
     OutboxStore,
@@ -53,6 +59,7 @@ from greenconn.exceptions import (
     error_text,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
@@ -60,12 +67,19 @@ from greenconn.identity import uuid
 from greenconn.publishing import publish
 from greenconn.service.app import add_service, remove_service
 
+if TYPE_CHECKING:
+    from greenconn.transport.postgresql.connection import Session
+
 __all__ = ["Partitions", "Relay", "RelayOptions", "has_relays", "wake_relays"]
 
 logger = logging.getLogger("greenconn.outbox")
 
 #: While the database or the broker is away.
 RETRYING: Final = RetryPolicy(first=0.2, longest=5.0)
+#: Where the server refuses a connection for ``LISTEN``, though it has others.
+LISTENING: Final = RetryPolicy(first=1.0, longest=60.0)
+#: Seconds in which it must be opened.
+CONNECTING: Final = 10.0
 #: Of a row that the broker refuses: the pauses are 1 s, 2 s, 4 s and so on.
 LONGEST_PAUSE: Final = 300.0
 #: Characters of an error that are kept.
@@ -207,7 +221,7 @@ class RelayOptions:
     """Seconds for the confirm of one message."""
 
     poll_interval: float = 1.0
-    """Seconds after which new rows are looked for, unless a commit in this process wakes the relay."""
+    """Seconds after which new rows are looked for where a relay is not notified of commits."""
 
     batch_size: int = 500
     """Rows that are read, and marked, at once."""
@@ -252,6 +266,95 @@ class _Batch:
         self.sent_at = 0.0
 
 
+class _Listener:
+    """The connection by which PostgreSQL notifies a relay of commits.
+
+    Arguments:
+        conninfo: returns libpq's parameters, or None where it is not possible; may switch.
+        table: the name of the table of messages.
+        timeout: seconds for connecting.
+        wake: called at a commit, and at the end of the connection; never switches.
+    """
+
+    def __init__(
+        self,
+        conninfo: Callable[[], dict[str, Any] | None],
+        table: str,
+        timeout: float,
+        wake: Callable[[], object],
+    ) -> None:
+        self._conninfo = conninfo
+        self._table = table
+        self._timeout = timeout
+        self._wake = wake
+        self._session: Session | None = None
+        self._is_usable = True
+        self._backoff = Backoff(LISTENING)
+        self._open_at = 0.0
+        forget_at_fork(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the relay is notified."""
+        return self._session is not None and self._session.is_open
+
+    def open(self) -> None:
+        """Listen, if that is possible and not done.  May switch.
+
+        Raises:
+            Exception: the database cannot be used at all.
+        """
+        if self.is_open or not self._is_usable or monotonic() < self._open_at:
+            return
+        self.close()
+        conninfo = self._conninfo()
+        if conninfo is None:
+            self._is_usable = False
+            return
+        from greenconn.transport.postgresql import KEEPALIVE
+        from greenconn.transport.postgresql.connection import Session
+
+        session = Session(
+            {**KEEPALIVE, **conninfo}, "the outbox", "", self._on_notify, self._on_lost
+        )
+        self._session = session
+        try:
+            session.open(Deadline(self._timeout), self._timeout)
+            self._is_usable = session.listen(CHANNEL)
+        except Exception as exc:
+            session.drop()
+            pause = next(self._backoff)
+            self._open_at = monotonic() + pause
+            if self._backoff.failures == 1:
+                logger.warning("outbox relay: cannot listen for commits: %s", _text_of(exc))
+        except BaseException:
+            session.drop()
+            raise
+        else:
+            self._backoff.reset()
+        if not self._is_usable:
+            session.drop()
+
+    def close(self) -> None:
+        """Close the connection.  Never switches."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.drop()
+
+    def forget(self) -> None:
+        """Close it in the child of a fork, which would read what the parent waits for."""
+        self.close()
+
+    def _on_notify(self, channel: str, table: str) -> None:
+        # In the hub.
+        if table == self._table:
+            self._wake()
+
+    def _on_lost(self, exc: Exception) -> None:
+        # In the hub.
+        self._wake()
+
+
 class Relay:
     """A relay, made by ``relay()`` of an outbox.  All its methods belong to one thread.
 
@@ -281,6 +384,8 @@ class Relay:
         self._is_behind = True
         self._is_stopping = False
         self._prune_at = 0.0
+        #: When a row is to be tried again.
+        self._retry_at = inf
         #: Ids of rows that the broker has.
         self._unmarked: list[int] = []
         self._calls = CallPool(None)
@@ -376,10 +481,13 @@ class Relay:
     def _run(self) -> None:
         store = _Threaded(self._store, self._calls)
         backoff = Backoff(RETRYING)
+        timeout = min(CONNECTING, self._options.lease / RENEWALS)
+        listener = _Listener(store.conninfo, self._store.table(), timeout, self._wakeup.set)
         try:
             while not self._is_stopping:
                 self._wakeup.clear()
                 try:
+                    listener.open()  # first: what is committed from now on is notified
                     is_more = self._publish_some(store)
                 except Exception as exc:
                     pause = next(backoff)
@@ -390,11 +498,21 @@ class Relay:
                     if not is_more:
                         # Without partitions it has not looked.
                         self._is_behind = self._wakeup.is_set() or not self._partitions.held
-                        self._wakeup.wait(self._options.poll_interval)
+                        interval = self._options.poll_interval
+                        self._wakeup.wait(self._time_left() if listener.is_open else interval)
         finally:
+            listener.close()
             _running.discard(self)
             remove_service(self)
             self._finish(store)
+
+    def _time_left(self) -> float:
+        """Return the seconds until something is due of which there is no notification."""
+        now = monotonic()
+        due = min(self._partitions.renewal_due, self._retry_at - now)
+        if 0 in self._partitions.held:
+            due = min(due, max(self._options.poll_interval, self._prune_at - now))
+        return max(0.0, due)
 
     def _finish(self, store: OutboxStore) -> None:
         try:
@@ -428,6 +546,8 @@ class Relay:
         if not partitions.held or not partitions.are_valid:
             return False
         size = self._options.batch_size
+        if self._retry_at <= monotonic():
+            self._retry_at = inf
         messages = store.pending(sorted(partitions.held), now_ms(), size)
         if not messages:
             return False
@@ -474,6 +594,7 @@ class Relay:
                 extra={"attempt": message.attempts + 1},
             )
             store.mark_failed(message.id, text[:ERROR_LENGTH], now + int(pause * 1000))
+            self._retry_at = min(self._retry_at, monotonic() + pause)
 
     def _mark_sent(self, store: OutboxStore) -> None:
         """Mark what the broker has; if that fails it is tried again before anything else."""

@@ -42,17 +42,20 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from greenconn.contrib.outbox import (
+    CHANNEL,
     LONGEST,
     Backlog,
     Lease,
     OutboxStore,
     PendingMessage,
+    conninfo_of,
     row_of,
 )
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
 from greenconn.publishing.publisher import Target
 
 if TYPE_CHECKING:
+    from sqlalchemy.sql.dml import Insert, ReturningInsert
     from typing_extensions import Unpack
 
     from greenconn.publishing.publisher import PublishArguments
@@ -133,7 +136,12 @@ class Outbox:
             TypeError, ValueError: wrong arguments.
         """
         row = row_of(target, body, key, options)
-        session.execute(self.messages.insert(), asdict(row))
+        insert: Insert | ReturningInsert[Any] = self.messages.insert()
+        bind = session if isinstance(session, Connection) else session.get_bind(clause=insert)
+        if bind.dialect.name == "postgresql":
+            # At the commit, and without a statement more.
+            insert = insert.returning(func.pg_notify(CHANNEL, self.messages.name))
+        session.execute(insert, asdict(row)).close()
         if has_relays() and not isinstance(session, Connection):
             _wake_at_commit(session() if isinstance(session, scoped_session) else session)
         return row.message_id
@@ -163,6 +171,15 @@ class _Store(OutboxStore):
         self._messages = outbox.messages
         self._leases = outbox.leases
         self._engine = engine
+
+    def table(self) -> str:
+        return self._messages.name
+
+    def conninfo(self) -> dict[str, Any] | None:
+        if self._engine.dialect.name != "postgresql":
+            return None
+        with self._engine.connect() as connection:
+            return conninfo_of(connection.connection.driver_connection)
 
     def pending(self, partitions: Collection[int], now: int, limit: int) -> list[PendingMessage]:
         columns = self._messages.c

@@ -71,7 +71,7 @@ __all__ = ["Channel", "PostgresOptions", "Transport"]
 logger = logging.getLogger("greenconn.transport.postgresql")
 
 #: As for the other transports (``green.connect``), by libpq's names.
-_KEEPALIVE: Final = {
+KEEPALIVE: Final = {
     "keepalives_idle": "60",
     "keepalives_interval": "10",
     "keepalives_count": "9",
@@ -219,7 +219,7 @@ class Transport(StoreTransport):
         # A standby takes no messages: libpq goes on to the next host.
         conninfo.setdefault("target_session_attrs", "read-write")
         conninfo.setdefault("application_name", "greenconn")
-        for name, value in _KEEPALIVE.items():
+        for name, value in KEEPALIVE.items():
             conninfo.setdefault(name, value)
         conninfo["client_encoding"] = "utf8"
         conninfo.pop("connect_timeout", None)  # the connection's own

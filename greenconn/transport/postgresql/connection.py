@@ -598,6 +598,21 @@ class Session:
 
     # -- what comes by itself
 
+    def listen(self, channel: str) -> bool:
+        """Have *on_notify* called for a channel; False: a pooler would lose notifications.  May switch.
+
+        Raises:
+            as :meth:`call`.
+        """
+        connection = self._connection
+        assert connection is not None
+        # A pooler has sessions of its own with the server, and other numbers for its clients.
+        ((number,),) = self.call(self.fetch, "SELECT pg_backend_pid()")
+        if number != connection.pgconn.backend_pid:
+            return False
+        self.call(self.fetch, f"LISTEN {quoted(channel)}")
+        return True
+
     def _notified(self, notify: Any) -> None:
         self._on_notify(notify.channel, notify.payload)
 

@@ -22,7 +22,15 @@ from django.apps import apps as registry  # "apps" is a module of this package
 from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 from django.db.models import Count, F, Min, Q
 
-from greenconn.contrib.outbox import Backlog, Lease, OutboxStore, PendingMessage, row_of
+from greenconn.contrib.outbox import (
+    CHANNEL,
+    Backlog,
+    Lease,
+    OutboxStore,
+    PendingMessage,
+    conninfo_of,
+    row_of,
+)
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
 from greenconn.publishing.publisher import Target
 
@@ -62,6 +70,9 @@ def publish(
     model = registry.get_model(LABEL, "OutboxMessage")
     alias = using or router.db_for_write(model)
     model.objects.using(alias).create(**asdict(row))
+    if connections[alias].vendor == "postgresql":
+        with connections[alias].cursor() as cursor:  # at the commit
+            cursor.execute("SELECT pg_notify(%s, %s)", (CHANNEL, model._meta.db_table))
     if has_relays():
         transaction.on_commit(wake_relays, using=alias)
     return row.message_id
@@ -84,6 +95,17 @@ class _Store(OutboxStore):
 
     def __init__(self, using: str) -> None:
         self._using = using
+
+    def table(self) -> str:
+        return str(registry.get_model(LABEL, "OutboxMessage")._meta.db_table)
+
+    def conninfo(self) -> dict[str, Any] | None:
+        connection = connections[self._using]
+        if connection.vendor != "postgresql":
+            return None
+        connection.close_if_unusable_or_obsolete()
+        connection.ensure_connection()
+        return conninfo_of(connection.connection)
 
     @property
     def _messages(self) -> Any:

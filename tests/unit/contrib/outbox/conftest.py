@@ -49,8 +49,8 @@ class Box:
     rows: Callable[[], list[dict[str, Any]]]
 
 
-def of_sqlalchemy(folder: Path) -> Iterator[Box]:
-    engine = create_engine(POSTGRESQL or f"sqlite:///{folder}/outbox.sqlite")
+def of_sqlalchemy(folder: Path, postgresql: str | None = POSTGRESQL) -> Iterator[Box]:
+    engine = create_engine(postgresql or f"sqlite:///{folder}/outbox.sqlite")
     outbox = Outbox()
     tables = [outbox.leases, outbox.messages]
     outbox.messages.metadata.drop_all(engine, tables)
@@ -69,11 +69,11 @@ def of_sqlalchemy(folder: Path) -> Iterator[Box]:
     engine.dispose()
 
 
-def of_django(folder: Path) -> Iterator[Box]:
+def of_django(folder: Path, postgresql: str | None = POSTGRESQL) -> Iterator[Box]:
     name = f"{folder}/outbox.sqlite"
     given: dict[str, Any] = {"ENGINE": "django.db.backends.sqlite3", "NAME": name}
-    if POSTGRESQL:
-        url = make_url(POSTGRESQL)
+    if postgresql:
+        url = make_url(postgresql)
         given = {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": url.database,
