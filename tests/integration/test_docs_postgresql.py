@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess  # gevent's would take the end of every child, the brokers' tools' too
+import sys
+from pathlib import Path
+from textwrap import dedent
 
 import psycopg
 import pytest
@@ -11,15 +17,114 @@ import greenconn
 from greenconn import Connection, Queue
 from greenconn.cli import main
 from greenconn.transport.postgresql.schema import VERSION
+from tests.brokers.ports import free_ports
+from tests.fix_wires import until
+from tests.integration.gunicorn import fetch
 from tests.integration.pages import run_blocks
 from tests.unit.test_docs import ROOT
 
+#: Seconds that the programs may take for anything.
+SOON = 90.0
 PAGE = (ROOT / "docs" / "postgresql.rst").read_text()
 
 
 @pytest.mark.full
 def test_the_code_blocks_run(postgresql_url: str, patched: bool) -> None:
     assert not run_blocks(PAGE, postgresql_url, patched).stderr
+
+
+_FILE = re.compile(r"^    # ([\w/]+\.py)\n((?:(?:    .*)?\n)+)", re.MULTILINE)
+_COMMANDS = re.compile(r"[Rr]un it::\n\n((?:    .*\n)+)")
+#: What Django makes of a new project, as far as it is needed.
+_REST_OF_DJANGO = {
+    "manage.py": """
+import os, sys
+from django.core.management import execute_from_command_line
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+execute_from_command_line(sys.argv)
+""",
+    "wsgi.py": """
+import os
+from django.core.wsgi import get_wsgi_application
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+application = get_wsgi_application()
+""",
+    "urls.py": """
+from django.urls import path
+from shop import views
+urlpatterns = [path("orders", views.accept)]
+""",
+    "shop/__init__.py": "",
+    "shop/migrations/__init__.py": "",
+    "shop/models.py": """
+from django.db import models
+class Order(models.Model):
+    item = models.TextField()
+class Invoice(models.Model):
+    order = models.ForeignKey(Order, on_delete=models.PROTECT)
+    class Meta:
+        db_table = "invoices"
+""",
+}
+_SETTINGS = """
+SECRET_KEY = "any"
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("title", ["With Django", "With SQLAlchemy"])
+def test_the_programs_run(title: str, postgresql_database: str, tmp_path: Path) -> None:
+    section = PAGE.partition(f"{title}\n===")[2].partition("\n\n\n")[0]
+    files = {name: dedent(text) for name, text in _FILE.findall(section)}
+    before = ""
+    if title == "With Django":
+        files = {**_REST_OF_DJANGO, **files, "settings.py": files["settings.py"] + _SETTINGS}
+        before = "python manage.py makemigrations -v 0 shop\n"
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (commands,) = _COMMANDS.findall(section)
+    (port,) = free_ports(1)
+    with (tmp_path / "log").open("wb") as log:
+        shell = subprocess.Popen(
+            ["sh", "-ec", before + dedent(commands)],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "GREENCONN_URL": postgresql_database,
+                "HOME": str(tmp_path),
+                "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+                "PORT": str(port),
+                "PYTHONPATH": str(ROOT),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        with psycopg.connect(postgresql_database, autocommit=True) as database:
+
+            def has_accepted() -> bool:
+                assert shell.poll() is None, (tmp_path / "log").read_text()
+                try:
+                    return fetch(port, "/orders", {"item": "tea"}).status == 201
+                except OSError:
+                    return False
+
+            until(has_accepted, SOON, "an order")
+            query = "SELECT count(*)::int FROM invoices"
+            until(lambda: database.execute(query).fetchall() == [(1,)], SOON, "an invoice")
+    except AssertionError:
+        print((tmp_path / "log").read_text())
+        raise
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
 
 
 def statements(beginning: str) -> list[str]:
