@@ -137,6 +137,9 @@ class _Registration:
     function: Callable[..., Any]
     options: Mapping[str, Any]
 
+    url: str | None = None
+    """URL of another broker than the application's; None: of none."""
+
 
 class App:
     """The consumers and RPC servers of a program, and the connection that they share.
@@ -209,17 +212,31 @@ class App:
 
     # -- declaring
 
-    def consumer(self, queue: Queues, **options: Unpack[_ConsumerArguments]) -> Callable[[F], F]:
+    def consumer(
+        self,
+        queue: Queues,
+        *,
+        connection: str | None = None,
+        **options: Unpack[_ConsumerArguments],
+    ) -> Callable[[F], F]:
         """Return a decorator that declares a function as the handler of a queue.
 
         Arguments:
             queue: the queue to consume from, as for :func:`greenconn.spawn_consumer`.
+            connection: URL of another broker than the application's; :meth:`testing` ignores it.
             options: options of the consumer, as for :func:`greenconn.spawn_consumer`.
 
         Raises:
             TypeError, ValueError: an option is invalid, or the function cannot be called as a handler.
         """
-        return self._registering(spawn_consumer, queue, options)
+        if connection is not None and not isinstance(connection, str):
+            raise TypeError(
+                f"connection must be given to App(), or be the URL of another broker, got "
+                f"{type(connection).__name__}"
+            )
+        if connection is not None:
+            check_is_url("connection", connection)
+        return self._registering(spawn_consumer, queue, options, connection)
 
     def rpc(self, queue: Queues, **options: Unpack[_ServerArguments]) -> Callable[[F], F]:
         """Return a decorator that declares a function as the RPC server of a queue.
@@ -234,7 +251,11 @@ class App:
         return self._registering(spawn_server, queue, options)
 
     def _registering(
-        self, spawn: Callable[..., ConsumerGreenlet], queue: Queues, options: Mapping[str, Any]
+        self,
+        spawn: Callable[..., ConsumerGreenlet],
+        queue: Queues,
+        options: Mapping[str, Any],
+        url: str | None = None,
     ) -> Callable[[F], F]:
         if "connection" in options:
             raise TypeError("connection must be given to App(), not to one of its consumers")
@@ -250,7 +271,7 @@ class App:
             else:
                 check_consumer(queue, function, options, "App.consumer")
             self._registrations.append(
-                _Registration(spawn=spawn, queue=queue, function=function, options=options)
+                _Registration(spawn=spawn, queue=queue, function=function, options=options, url=url)
             )
             return function
 
@@ -474,9 +495,9 @@ class App:
             options["around"] = self._handling
         elif self._around_handle:
             function = self._wrapped(function)
-        return registration.spawn(
-            registration.queue, function, connection=self.connection, **options
-        )
+        is_tested = self._clock is not None
+        connection = self.connection if is_tested else registration.url or self.connection
+        return registration.spawn(registration.queue, function, connection=connection, **options)
 
     def _wrapped(self, handler: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(handler)

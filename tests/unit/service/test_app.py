@@ -10,10 +10,13 @@ import flask
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.queue import Queue as Inbox
 
-from greenconn import App, Queue
+import greenconn
+from greenconn import App, Connection, Queue
 from greenconn.exceptions import RemoteError
 from greenconn.testing import MemoryBroker
+from greenconn.transport import memory
 
 SOON = 20.0
 
@@ -60,7 +63,17 @@ def unique_memory() -> Iterator[str]:
         (lambda app: app.consumer(print), TypeError, r"@app.consumer\('mail'\)"),
         (lambda app: app.consumer("mail")(3), TypeError, "function must be a callable, got 3"),
         (
-            lambda app: app.consumer("mail", connection="memory://"),
+            lambda app: app.consumer("mail", connection=Connection("memory://")),
+            TypeError,
+            r"connection must be given to App\(\), or be the URL of another broker, got Connection",
+        ),
+        (
+            lambda app: app.consumer("mail", connection="elsewhere"),
+            ValueError,
+            "connection must be a URL such as 'amqp://elsewhere//'",
+        ),
+        (
+            lambda app: app.rpc("add", connection="memory://"),
             TypeError,
             r"connection must be given to App\(\)",
         ),
@@ -204,6 +217,28 @@ def test_the_broker_of_the_application_is_back_after_a_test(unique_memory: str) 
         test.run_until_idle()
         assert test.url != unique_memory
     assert app.connection is before
+
+
+def test_a_consumer_at_another_broker(app: App, unique_memory: str) -> None:
+    inbox: Inbox[Any] = Inbox()
+    other = f"{unique_memory}-other"
+
+    @app.consumer("mail", connection=other)
+    def take(body: Any, message: Any) -> None:
+        inbox.put(body)
+
+    app.start()
+    assert app.wait_ready(SOON)
+    greenconn.publish("mail", 1, connection=other)
+    assert inbox.get(timeout=SOON) == 1
+    app.publish("mail", "left here")
+    assert app.stop(SOON)
+    with app.testing() as test:
+        app.publish("mail", 2)
+        test.wait_until_handled(SOON)
+    assert inbox.get(timeout=SOON) == 2
+    assert inbox.empty()
+    memory.reset(other.rpartition("/")[2])
 
 
 def test_messages_that_expire_in_a_test(app: App) -> None:
