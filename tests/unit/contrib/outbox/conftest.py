@@ -14,8 +14,6 @@ import pytest
 pytest.importorskip("sqlalchemy")
 pytest.importorskip("django")
 
-import django
-from django.conf import settings
 from django.core.management import call_command
 from django.db import connections, transaction
 from sqlalchemy import create_engine
@@ -25,6 +23,7 @@ from sqlalchemy.orm import sessionmaker
 from greenconn.contrib.outbox import OutboxStore
 from greenconn.contrib.outbox.relay import Relay
 from greenconn.contrib.outbox.sqlalchemy import Outbox
+from tests.unit.contrib.projects import configure_django
 
 #: A database that the tests may fill and empty; without it they have files of SQLite.
 POSTGRESQL = os.environ.get("GREENCONN_TEST_POSTGRESQL_URL")
@@ -82,12 +81,7 @@ def of_django(folder: Path, postgresql: str | None = POSTGRESQL) -> Iterator[Box
             "HOST": url.host,
             "PORT": url.port,
         }
-    if not settings.configured:
-        settings.configure(
-            INSTALLED_APPS=["greenconn.contrib.outbox.django"],
-            DATABASES={"default": given},
-        )
-        django.setup()
+    configure_django()
     connections.databases["default"].update(given)
     from greenconn.contrib.outbox import django as outbox
     from greenconn.contrib.outbox.django.models import OutboxLease, OutboxMessage
