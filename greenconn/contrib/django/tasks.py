@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 from django.apps import apps
-from django.conf import settings
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import Error, Warning
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 from gevent import Timeout
@@ -148,7 +147,7 @@ class TaskOptions:
 
     queue: Mapping[str, Any] | None = None
     """Arguments of :class:`greenconn.Queue` with which the queues are declared.  None is
-    ``{"max_priority": 9}`` where the broker has priorities."""
+    ``{"max_priority": 9}``, and nothing on Redis and SQS."""
 
     consumer: Mapping[str, Any] = field(default_factory=dict)
     """Options of :func:`greenconn.spawn_consumer`, which stand beside the others in ``OPTIONS``:
@@ -286,7 +285,7 @@ class Backend(BaseTaskBackend):
     @property
     def supports_get_result(self) -> bool:
         """Whether there is a cache for results."""
-        return self.options.get("results") is not None
+        return self._task_options.results is not None
 
     @property
     def supports_priority(self) -> bool:
@@ -379,7 +378,9 @@ class Backend(BaseTaskBackend):
         options = self._task_options
         arguments = options.queue
         if arguments is None:
-            arguments = {"max_priority": MAX_PRIORITY} if self.supports_priority else {}
+            # Redis has priorities for each queue.
+            is_needed = self._driver not in ("redis", "sqs")
+            arguments = {"max_priority": MAX_PRIORITY} if is_needed else {}
         return Queue(f"{options.prefix}{name}", **arguments)
 
     def _note_enqueued(self, result: Any) -> None:
@@ -565,9 +566,9 @@ class Backend(BaseTaskBackend):
             return
         if not self.queues:
             yield f"{where}: QUEUES must name at least one queue, as workers consume from these"
-        if options.results is not None and options.results not in settings.CACHES:
+        if options.results is not None and options.results not in caches:
             yield f"{where}: OPTIONS.results must be a name in CACHES, got {options.results!r}"
-        if options.using not in settings.DATABASES:
+        if options.using not in connections:
             yield f"{where}: OPTIONS.using must be a name in DATABASES, got {options.using!r}"
         if options.enqueue == "outbox" and not apps.is_installed(OUTBOX):
             yield f"{where}: {OUTBOX!r} must be in INSTALLED_APPS with OPTIONS.enqueue='outbox'"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+
+import django
 
 from greenconn.url import parse_url
 
@@ -31,6 +35,23 @@ if os.environ["LETTERS_DATABASE"].startswith("postgresql:"):
     }
 #: Names of the project's queues begin so.
 LETTERS_PREFIX = os.environ["LETTERS_PREFIX"]
+
+#: Options of the backend of the project's tasks.
+if tasks := os.environ.get("LETTERS_TASKS"):
+    if django.VERSION < (6, 0):
+        INSTALLED_APPS.append("django_tasks")
+    TASKS = {
+        "default": {
+            "BACKEND": "greenconn.contrib.django.tasks.Backend",
+            "OPTIONS": {"prefix": f"{LETTERS_PREFIX}-", "results": "default", **json.loads(tasks)},
+        }
+    }
+    CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+            "LOCATION": str(Path(os.environ["LETTERS_DATABASE"]).with_name("cache")),
+        }
+    }
 
 if os.environ["LETTERS_SETTINGS"] == "url":
     BROKER_URL = os.environ["LETTERS_BROKER"]

@@ -21,6 +21,7 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 from tests.quality.thirdparty import (
     celery_part,
+    django_part,
     dramatiq_part,
     flower_part,
     oslo_part,
@@ -53,6 +54,7 @@ PARTS: Final = {
         timeout=900.0,
         explained=dramatiq_part.EXPLAINED,
     ),
+    "django": Part(run=django_part.run, ways=(OWN, CONTRIB), explained=django_part.EXPLAINED),
     "celery": Part(run=celery_part.run, ways=KOMBUS, timeout=3600.0),
 }
 

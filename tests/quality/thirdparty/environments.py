@@ -19,12 +19,13 @@ class NotInstalled(Exception):
     """A program cannot be had here; says why."""
 
 
-def environment(name: str, requirements: Sequence[str]) -> Path:
+def environment(name: str, requirements: Sequence[str], base: str | Path = sys.executable) -> Path:
     """Return the Python of an environment, made the first time.
 
     Arguments:
         name: of its folder.
         requirements: what pip installs there, beside what greenconn needs.
+        base: the Python that it is made with.
 
     Raises:
         NotInstalled: it cannot be made.
@@ -37,7 +38,7 @@ def environment(name: str, requirements: Sequence[str]) -> Path:
     ]
     wanted = "\n".join(requirements)
     if not mark.exists() or mark.read_text() != wanted:
-        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+        _run([str(base), "-m", "venv", "--clear", str(folder)])
         _run([str(python), "-m", "pip", "install", "-q", *requirements])
         mark.write_text(wanted)
     return python
