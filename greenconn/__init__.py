@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn._version import VERSION, __version__, version_info, version_info_t
 
 if TYPE_CHECKING:
-    from greenconn.common import eventloop
+    from greenconn.common import Broadcast, eventloop
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
     from greenconn.entity import Exchange, Queue, SuperStream, binding
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VERSION",
     "App",
+    "Broadcast",
     "BrokerConnection",
     "Connection",
     "Consumer",
@@ -84,7 +85,7 @@ __all__ = [
 
 #: Module -> the public names that it defines.
 _NAMES = {
-    "common": ("eventloop",),
+    "common": ("Broadcast", "eventloop"),
     "connection": ("BrokerConnection", "Connection"),
     "defaults": ("configure",),
     "entity": ("Exchange", "Queue", "SuperStream", "binding"),

@@ -17,9 +17,10 @@ from gevent.lock import RLock
 from greenconn.checks import Seconds, in_seconds
 from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.entity.declaration import declaration_cached
+from greenconn.entity.queue import DEAD
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import get_gevent_concurrent_error
-from greenconn.identity import uuid
+from greenconn.identity import process_place, uuid
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
 from greenconn.messaging.consumer import ConsumerInbox
@@ -27,7 +28,7 @@ from greenconn.serialization import registry as serializers
 from greenconn.transport.base import Link
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.connection import Connection
@@ -71,6 +72,9 @@ logger = get_logger("greenconn.common")
 #: The largest prefetch that fits into its field of the protocol.
 PREFETCH_COUNT_MAX: Final = 0xFFFF
 
+#: Seconds after which the broker deletes the queue of a broadcast that its process has left behind.
+UNUSED: Final = 60.0
+
 _node_id: int | None = None
 
 
@@ -103,9 +107,11 @@ def oid_from(instance: object, threads: bool = True) -> str:
 
 
 class Broadcast(Queue):
-    """A queue of its own for each consumer, so that each gets every message of an exchange.
+    """Messages that each consumer gets, by a queue of its own that is bound to a fan-out exchange.
 
-    The queue goes with its last consumer.
+    The queue goes with its last consumer.  :func:`~greenconn.spawn_consumer` and ``App.consumer`` make
+    one up for each consumer when it starts, so also after a fork; the broker deletes one that a killed
+    process left behind after a minute without use.  :func:`~greenconn.publish` sends to the exchange.
 
     Arguments:
         name: of the fan-out exchange.
@@ -114,10 +120,21 @@ class Broadcast(Queue):
         auto_delete: the queue is deleted when its last consumer goes.
         exchange: an Exchange, instead of the one that *name* means.
         alias: a name for the program's own use; None is *name*.
+        keep: seconds, or a timedelta, for which the broker keeps the queue while its process is away,
+            with what is published meanwhile.  *queue* must then name it the same after a restart:
+            ``{host}`` in it is the name of the machine, ``{slot}`` the number of the process under
+            ``greenconn run``, or under gunicorn with :mod:`greenconn.contrib.gunicorn`.
         kwargs: see :class:`~greenconn.entity.Queue`.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid.
     """
 
     queue: str | None
+    #: Not in ``attrs``, which are kombu's.
+    keep: float | None = None
+    #: Beginning of a name that is made up; None: the program has given all of it.
+    _prefix: str | None = None
 
     attrs: tuple[tuple[str, Callable[[Any], Any] | None], ...] = (*Queue.attrs, ("queue", None))
 
@@ -129,10 +146,15 @@ class Broadcast(Queue):
         auto_delete: bool = True,
         exchange: Exchange | None = None,
         alias: str | None = None,
+        keep: Seconds | None = None,
         **kwargs: Unpack[_BroadcastArguments],
     ) -> None:
-        if unique or not queue:
-            queue = f"{queue or 'bcast'}.{uuid()}"
+        if keep is not None:
+            self.keep = _checked_keep(keep, queue, unique, kwargs)
+            auto_delete, kwargs["expires"] = False, self.keep
+        elif unique or not queue:
+            self._prefix = queue or "bcast"
+            queue = f"{self._prefix}.{uuid()}"
         super().__init__(  # type: ignore[call-arg]  # queue is in its table
             name=queue,
             queue=queue,
@@ -141,6 +163,80 @@ class Broadcast(Queue):
             alias=alias or name,
             **kwargs,
         )
+
+    @property
+    def is_made_up(self) -> bool:
+        """Whether the name of the queue was made up, so that the queue ends with its consumer."""
+        return self._prefix is not None
+
+    @property
+    def dead_letter_queue(self) -> str | None:
+        """Name of the queue that ``dead_letter`` means: one for all consumers; None: it means none."""
+        if self.dead_letter is True:
+            return f"{self.alias or self.name}{DEAD}"
+        return super().dead_letter_queue
+
+    def when_bound(self) -> None:
+        """Name the queue after this process if it is kept."""
+        super().when_bound()
+        self._name_after_process()
+
+    def of_consumer(self) -> Self:
+        """Return a copy with the queue of one more consumer of this process.  Never switches.
+
+        Raises:
+            ValueError: *queue* has a ``{slot}``, and nothing has numbered this process.
+        """
+        own = self.__copy__()
+        own.on_declared = self.on_declared
+        if self._prefix is not None:
+            own.name = own.queue = f"{self._prefix}.{uuid()}"
+            if own.expires is None and "x-expires" not in (own.queue_arguments or ()):
+                own.expires = UNUSED  # auto_delete leaves one that was never consumed
+        own._name_after_process()
+        return own
+
+    def _name_after_process(self) -> None:
+        if self.keep is None or "{" not in self.name:
+            return
+        place = process_place()
+        if "{slot}" in self.name and "{slot}" not in place:
+            raise ValueError(
+                f"queue of {self!r} has a {{slot}}, and this process has no number: start it by "
+                f"greenconn run, or with the hooks of greenconn.contrib.gunicorn (pre_fork and "
+                f"post_fork), or name the queue without it"
+            )
+        for placeholder, text in place.items():
+            self.name = self.name.replace(placeholder, text)
+        self.queue = self.name
+
+    def as_dict(self, recurse: bool = False) -> dict[str, Any]:
+        """Return what a Broadcast can be made from again."""
+        result = super().as_dict(recurse)
+        if self.keep is not None:
+            result["keep"] = self.keep
+            del result["expires"]
+        return result
+
+
+def _checked_keep(
+    keep: Seconds, queue: str | None, unique: bool, options: Mapping[str, Any]
+) -> float:
+    seconds = in_seconds(keep)
+    if seconds is None or seconds <= 0:
+        raise ValueError(f"keep of Broadcast must be seconds above 0, or None, got {keep!r}")
+    if unique or not queue:
+        raise ValueError(
+            "keep of Broadcast needs a queue whose name is the same after a restart, and another one in "
+            "each process: for example queue='news.{host}.{slot}' under greenconn run or gunicorn"
+        )
+    for name in ("exclusive", "expires"):
+        if options.get(name):
+            raise ValueError(
+                f"{name} of Broadcast must be None with keep, which says when the queue ends, got "
+                f"{options[name]!r}"
+            )
+    return seconds
 
 
 class _HasErrors(Protocol):

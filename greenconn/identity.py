@@ -8,7 +8,24 @@ from collections.abc import Callable
 from functools import lru_cache
 from uuid import UUID, uuid4
 
-__all__ = ["program_name", "uuid"]
+__all__ = ["note_slot", "process_place", "program_name", "uuid"]
+
+#: The number of this process among those that run the same program; None: nothing has numbered it.
+_slot: int | None = None
+
+
+def note_slot(number: int) -> None:
+    """Note the number of this process, which it has again after a restart."""
+    global _slot
+    _slot = number
+
+
+def process_place() -> dict[str, str]:
+    """Return what names this process over restarts: ``{host}`` and, if it is known, ``{slot}``."""
+    place = {"{host}": _host()}
+    if _slot is not None:
+        place["{slot}"] = str(_slot)
+    return place
 
 
 def uuid(_uuid: Callable[[], UUID] = uuid4) -> str:
@@ -30,7 +47,10 @@ def program_name() -> str:
     return f"{_program_at_host(sys.argv[0] if sys.argv else '')}:{os.getpid()}"
 
 
+def _host() -> str:
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
 @lru_cache(maxsize=1)
 def _program_at_host(path: str) -> str:
-    host = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-    return f"{os.path.basename(path) or 'python'}@{host}"
+    return f"{os.path.basename(path) or 'python'}@{_host()}"

@@ -175,6 +175,11 @@ class StoreTransport(base.Transport[StoreLink]):
             )
         return self._options
 
+    @property
+    def stores_fanout(self) -> bool:
+        """Whether a fan-out exchange stores messages for queues that nobody consumes from now."""
+        return bool(getattr(self.options, "fanout_lists", True))
+
     def establish_connection(self, deadline: Deadline | None = None) -> StoreLink:
         """Open a link.  May switch.
 

@@ -7,7 +7,9 @@ an argument if there is none::
 
 Alternatively, import the hooks by name::
 
-    from greenconn.contrib.gunicorn import post_fork, post_worker_init, worker_exit, worker_int
+    from greenconn.contrib.gunicorn import (
+        post_fork, post_worker_init, pre_fork, worker_exit, worker_int
+    )
 
 When a worker receives a stop signal, its consumers immediately stop receiving messages.  Requests
 continue, and may publish messages and make RPC calls.  RPC servers also continue, since a request may
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,11 +33,12 @@ import gevent
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
+from greenconn.identity import note_slot
 from greenconn.service.app import stop_and_close, stop_gracefully, time_for_handlers
 from greenconn.service.program import load_app
 from greenconn.worker.consumer import running_consumers
 
-__all__ = ["hooks", "post_fork", "post_worker_init", "worker_exit", "worker_int"]
+__all__ = ["hooks", "post_fork", "post_worker_init", "pre_fork", "worker_exit", "worker_int"]
 
 #: The signals that stop a worker.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
@@ -90,6 +94,15 @@ def _shutdown_of(worker: Any) -> WorkerShutdown:
     return _shutdown
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Number the new worker, for ``{slot}`` of a :class:`greenconn.Broadcast` that is kept.
+
+    A worker that replaces another one gets the number of that: on HUP before the old one has ended.
+    """
+    used = Counter(getattr(each, "greenconn_slot", None) for each in server.WORKERS.values())
+    worker.greenconn_slot = min(range(max(1, server.num_workers)), key=lambda slot: used[slot])
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """Check the state that a new worker inherits, none of which is used.
 
@@ -98,6 +111,9 @@ def post_fork(server: Any, worker: Any) -> None:
     """
     global _shutdown
     _shutdown = None
+    slot = getattr(worker, "greenconn_slot", None)
+    if slot is not None:
+        note_slot(slot)
     inherited = [each.lifecycle.options.name for each in running_consumers()]
     if inherited:
         server.log.warning(
@@ -158,6 +174,7 @@ def hooks(application: str | None = None) -> dict[str, Callable[..., None]]:
             load_app(application).start()
 
     return {
+        "pre_fork": pre_fork,
         "post_fork": post_fork,
         "post_worker_init": start,
         "worker_int": worker_int,

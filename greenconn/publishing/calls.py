@@ -331,10 +331,10 @@ def publish(
     (at least once).
 
     Arguments:
-        target: the target of the message: the name of a queue, a ``Queue``, a sharded queue or an
-            ``Exchange``.  A ``Queue`` or an ``Exchange`` is declared with its arguments.  A queue given
-            by name is used as it is.  If it does not exist and a consumer of this thread is about to
-            declare it, the call waits for that; otherwise the option *declare* decides.
+        target: the target of the message: the name of a queue, a ``Queue``, a sharded queue, an
+            ``Exchange`` or a ``Broadcast``.  All but names are declared with their arguments.  A queue
+            given by name is used as it is.  If it does not exist and a consumer of this thread is about
+            to declare it, the call waits for that; otherwise the option *declare* decides.
         body: content of the message, of a type that the serializer can encode.
         connection: a ``Connection``, of which one clone publishes, or a URL.  None uses the default
             connection.
@@ -354,7 +354,7 @@ def publish(
             ``routing_key``: routing key for an ``Exchange``.
 
             ``mandatory``: whether publishing raises ``Unroutable`` if no queue receives the message.
-            Default: True.
+            Default: True, but for a ``Broadcast``.
 
             ``delivery_mode``: ``'persistent'`` or ``'transient'``.  Default: the mode of the
             ``Exchange``, else ``'persistent'``.

@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from greenconn.checks import Seconds, check_keywords, did_you_mean, is_number, milliseconds
+from greenconn.common import Broadcast
 from greenconn.compression import compress
 from greenconn.defaults import declare_by_name
 from greenconn.delays import checked_delay, delayed_route, seconds_until
@@ -82,6 +83,7 @@ LEADER_WAIT: Final = 10.0
 #: Seconds of a delay that has ended before its message is sent: there is none of 0.
 SHORTEST_DELAY: Final = 0.001
 
+#: A Broadcast is a Queue, whose exchange is meant.
 Target: TypeAlias = str | Queue | Exchange
 
 
@@ -293,6 +295,7 @@ class PublishOptions:
 
     __slots__ = (
         "_at",
+        "broadcasts",
         "compression",
         "content_encoding",
         "content_type",
@@ -312,11 +315,15 @@ class PublishOptions:
     def __init__(
         self, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
     ) -> None:
+        #: Whether it goes to the consumers of a Broadcast, of which there may be none.
+        self.broadcasts = isinstance(target, Broadcast)
+        self.mandatory = not self.broadcasts
+        if isinstance(target, Broadcast):
+            target = _exchange_of(target)
         self.target = target
         self.exchange, self.routing_key = _address(target, options.get("routing_key"))
         #: By which a life of the connection knows that the target exists.
         self.key = existence_key(target)
-        self.mandatory = True
         #: Whether a queue that is known only by its name is declared; None: as the program chose.
         self.declare: bool | None = None
         #: Seconds until it reaches the queue, above 0; as of now, where a time was given.
@@ -341,7 +348,11 @@ class PublishOptions:
         """Return the options; those for a queue are kept for the next such call."""
         if type(target) is str:
             name, which = target, None
-        elif isinstance(target, Queue) and target.declared_as is not None and not target.is_bound:
+        elif (
+            isinstance(target, Queue)
+            and target.declared_as is not None
+            and not (target.is_bound or isinstance(target, Broadcast))
+        ):
             # The kept options refer to the queue, so that no other object gets its number.
             name, which = target.name, id(target)
         else:
@@ -363,7 +374,7 @@ class PublishOptions:
     def _take(self, options: Mapping[str, Any]) -> None:
         _refuse_unknown(options)
         get = options.get
-        self.mandatory = bool(get("mandatory", True))
+        self.mandatory = bool(get("mandatory", self.mandatory))
         self.declare = _declare(get("declare"), self.target)
         self._at = get("at")
         self.delay = checked_delay(get("delay"), self._at)
@@ -431,6 +442,12 @@ class PublishOptions:
         if isinstance(self.target, Exchange):
             return f"exchange {self.exchange!r} with routing key {self.routing_key!r}"
         return f"queue {self.routing_key!r}"
+
+
+def _exchange_of(broadcast: Broadcast) -> Exchange:
+    if broadcast.exchange is None or not broadcast.exchange.name:
+        raise ValueError(f"target must have an exchange with a name, got {broadcast!r}")
+    return broadcast.exchange
 
 
 def _address(target: Target, routing_key: Any) -> tuple[str, str]:
@@ -699,9 +716,12 @@ class Publisher:
             Unroutable: a queue known only by its name does not exist, and no consumer declares it.
             TimeoutError: the consumer of this thread that is about to declare it has not, in time; or
                 its node is still away.
+            ValueError: the broker cannot broadcast.
         """
         if options.key in self._session.life.declared_entities:
             return
+        if options.broadcasts:
+            self._session.broker.check_broadcast()
         away: NotFound | None = None
         for _ in attempts(FINDING, deadline):
             try:

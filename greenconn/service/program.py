@@ -26,12 +26,14 @@ from gevent.pywsgi import WSGIServer
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
+from greenconn.identity import note_slot
 from greenconn.service.app import App, stop_and_close, time_for_handlers
 from greenconn.service.health import Probes, Watchdog
 from greenconn.service.processes import (
     BOOT_FAILED,
     FAILED,
     HANDED_OVER,
+    INDEX_VARIABLE,
     MANAGER_VARIABLE,
     REFUSED,
     RELOAD,
@@ -138,6 +140,7 @@ class Program:
         Returns:
             An exit code of :mod:`greenconn.service.processes`.
         """
+        note_slot(int(os.environ.get(INDEX_VARIABLE, "0")))
         handlers: list[gevent.signal_handler[...]] = [
             gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS
         ]

@@ -259,6 +259,32 @@ class Broker:
                 f"{self.label}: {remedy}"
             )
 
+    def check_broadcast(self, *, is_kept: bool = False) -> None:
+        """Refuse a broker where a broadcast would not reach all processes, or leave queues behind.
+
+        Arguments:
+            is_kept: whether a consumer is to get what is published while it is away.
+
+        Raises:
+            ValueError: names the broker and the remedy.
+        """
+        cls = self.transport_cls
+        supported = getattr(getattr(cls, "Channel", None), "supported_arguments", None)
+        # (AMQP passes all arguments on.)
+        has_expiry = cls.driver_type == "amqp" or (
+            supported is not None and "x-expires" in supported.queue
+        )
+        if not has_expiry:
+            raise ValueError(
+                f"a Broadcast needs a broker that deletes the queues of processes that are gone "
+                f"(RabbitMQ, Redis, SQLite, PostgreSQL, MongoDB, memory), got {self.label}"
+            )
+        if is_kept and not getattr(self.transport, "stores_fanout", True):
+            raise ValueError(
+                f"keep of a Broadcast needs fan-out that is stored, which {self.label} has with "
+                f"transport_options={{'fanout_lists': True}} in all programs"
+            )
+
     def drop_transport(self) -> None:
         """Make a new transport when one is needed again."""
         self._transport = self._label = None

@@ -11,6 +11,7 @@ import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
 from greenconn.checks import Seconds, check_keywords, in_seconds
+from greenconn.common import Broadcast
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.exceptions import AMQPError, KombuError, error_text
@@ -500,9 +501,10 @@ def spawn_consumer(
     lost is redelivered.  Handlers must be idempotent.
 
     Arguments:
-        queue: the queue to consume from: a name, a ``Queue``, or a list of them.  A ``Queue`` is
-            declared.  A queue given by name is used as it is; if it does not exist, it is declared as a
-            durable queue, unless ``configure(declare_by_name=False)`` was called.
+        queue: the queue to consume from: a name, a ``Queue``, a ``Broadcast``, or a list of them.  A
+            ``Queue`` is declared.  A ``Broadcast`` gets a queue of its own.  A queue given by name
+            is used as it is; if it does not exist, it is declared as a durable queue, unless
+            ``configure(declare_by_name=False)`` was called.
         handler: function that is called as ``handler(body, message)``.  It runs in a greenlet that
             handles many messages, each in a copy of the context (``contextvars``) of this call.
         schema: type to which decoded bodies are converted.  None uses the annotation of the handler's
@@ -596,13 +598,40 @@ def spawn_consumer(
         "name": name,
         "declares_names": declare_by_name() is not False,
     }
-    options = checked_options(queue, given, consumer_args)
+    options = checked_options(queue, given, consumer_args, starts=True)
     connection = consuming_connection(connection)
+    _check_broadcasts(options, connection)
     if options.transaction is not None:
         connection.session.broker.check_transactions("use greenconn.contrib.idempotency")
     consumer = ConsumerGreenlet(options, connection)
     consumer.start()
     return consumer
+
+
+def _check_broadcasts(options: ConsumerOptions, connection: Connection) -> None:
+    """Check that the broker can broadcast, and that no other consumer of this thread has such a queue.
+
+    Raises:
+        ValueError: it cannot; or two consumers would share what each of them is to get.
+    """
+    own = [each for each in options.queues if isinstance(each, Broadcast)]
+    if not own:
+        return
+    taken = {
+        queue.name
+        for each in running_consumers()
+        if each.state is not ConsumerState.STOPPING
+        for queue in each.lifecycle.options.queues
+        if isinstance(queue, Broadcast)
+    }
+    for queue in own:
+        connection.session.broker.check_broadcast(is_kept=queue.keep is not None)
+        if queue.name in taken:
+            raise ValueError(
+                f"queue {queue.name!r} of broadcast {queue.alias!r} has another consumer in this "
+                f"process, so that each would get part of the messages: give each another queue="
+            )
+        taken.add(queue.name)
 
 
 def check_consumer(

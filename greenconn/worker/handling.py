@@ -515,7 +515,7 @@ class Handling:
         if not (target and is_received) and self._consumer.has_dead_letters(message):
             return "moved to the dead-letter exchange of the queue", None
         if target is None and self._consumer.is_nameless(message):
-            return "lost: the broker chose the name of its queue, and dead_letter is not set", None
+            return "lost: the name of its queue was made up, and dead_letter is not set", None
         target = target or f"{queue}{DEAD}"
         return f"moved to queue {target!r}" if is_received else "kept where it is", target
 

@@ -758,7 +758,7 @@ class ConsumerLifecycle:
         return subscription is not None and subscription.outlives_consumer
 
     def is_nameless(self, message: Message) -> bool:
-        """Return whether the broker chose the name of the queue of *message*."""
+        """Return whether the name of the queue of *message* was made up."""
         subscription = self._subscription_of(message)
         return subscription is not None and subscription.is_nameless
 

@@ -17,6 +17,7 @@ from greenconn.checks import (
     check_type,
     invalid,
 )
+from greenconn.common import Broadcast
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD, ShardedQueue, key_of
 from greenconn.green.retry import RetryPolicy
@@ -244,7 +245,7 @@ class ConsumerOptions:
         put(self, "retry", Retry.of(self.retry))
         put(self, "accept", prepare_accept_content(self.accept))
         if self.name is None:
-            put(self, "name", ", ".join(_name_of(each) for each in self.queues))
+            put(self, "name", ", ".join(map(_shown, self.queues)))
         if self.prefetch_count is None:
             batch = (self.batch_size or 1) * self.concurrency
             enough = max(LEAST_PREFETCH, 2 * self.concurrency, len(self.queues), batch)
@@ -393,14 +394,12 @@ class ConsumerOptions:
 
     def dead_letters_of(self, queue: str) -> str | None:
         """Return the queue that the program has named for dead letters of *queue*; None: it has not."""
+        own = next((each for each in self.queues if _name_of(each) == queue), queue)
         if self.dead_letter is True:
-            return f"{queue}{DEAD}"
+            return f"{_shown(own)}{DEAD}"
         if self.dead_letter:
             return self.dead_letter
-        for each in self.queues:
-            if isinstance(each, Queue) and each.name == queue and each.dead_letter:
-                return each.dead_letter_queue
-        return None
+        return own.dead_letter_queue if isinstance(own, Queue) else None
 
     @property
     def policy(self) -> RetryPolicy | None:
@@ -447,7 +446,11 @@ CONSUMER_OPTIONS: Final = frozenset(
 
 
 def checked_options(
-    queue: QueueLike | Iterable[QueueLike], options: Mapping[str, Any], further: Mapping[str, Any]
+    queue: QueueLike | Iterable[QueueLike],
+    options: Mapping[str, Any],
+    further: Mapping[str, Any],
+    *,
+    starts: bool = False,
 ) -> ConsumerOptions:
     """Validate the options of a call of ``spawn_consumer`` and return them.
 
@@ -455,6 +458,7 @@ def checked_options(
         queue: a name, a ``Queue``, or an iterable of them.
         options: the named parameters of ``spawn_consumer``.
         further: the options that were passed as ``consumer_args``.
+        starts: whether the consumer starts now, so that broadcasts get its own queues.
 
     Raises:
         TypeError: *further* has an unknown name, or a value has the wrong type.
@@ -470,7 +474,12 @@ def checked_options(
     given = [queue] if isinstance(queue, (str, Queue)) else list(queue)
     if not given:
         raise ValueError("queue must be a name, a Queue, or a list of them, got an empty list")
-    return ConsumerOptions(queues=tuple(map(_checked, given)), **options, **further)
+    queues = tuple(map(_checked, given))
+    if starts:
+        queues = tuple(
+            each.of_consumer() if isinstance(each, Broadcast) else each for each in queues
+        )
+    return ConsumerOptions(queues=queues, **options, **further)
 
 
 def _check_handler(handler: object, arguments: int) -> None:
@@ -510,3 +519,8 @@ def _checked(queue: object) -> QueueLike:
 
 def _name_of(queue: QueueLike) -> str:
     return queue.name if isinstance(queue, Queue) else queue
+
+
+def _shown(queue: QueueLike) -> str:
+    """Return the name for logs: all queues of a broadcast have the same."""
+    return queue.alias if isinstance(queue, Broadcast) and queue.alias else _name_of(queue)

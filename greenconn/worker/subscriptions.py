@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Timeout
 
+from greenconn.common import Broadcast
 from greenconn.entity import Queue
 from greenconn.entity.declaration import (
     Expectation,
@@ -215,8 +216,11 @@ class Subscription:
 
     @property
     def is_nameless(self) -> bool:
-        """Whether the broker chose the name of the queue."""
-        return isinstance(self._queue, Queue) and self._queue._named_on is not None
+        """Whether the name of the queue was made up, by the broker or for this consumer."""
+        queue = self._queue
+        if isinstance(queue, Broadcast):
+            return queue.is_made_up
+        return isinstance(queue, Queue) and queue._named_on is not None
 
     @property
     def arguments(self) -> dict[str, Any] | None:

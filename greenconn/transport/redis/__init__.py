@@ -271,6 +271,11 @@ class Transport(base.Transport[RedisLink]):
         """The hand-over from former lives of this connection to the same broker."""
         return self.kept_state.get(Handover, self._place())
 
+    @property
+    def stores_fanout(self) -> bool:
+        """Whether a fan-out exchange stores messages for queues that nobody consumes from now."""
+        return self.options.fanout_lists
+
     @cached_property
     def former(self) -> FormerOwners:
         """The former lives of this connection at the same place."""
