@@ -565,8 +565,11 @@ def _has_parameters(function: Any) -> bool:
 
 DEFAULT_TRANSPORT: Final = "amqp"
 
+_REDIS_KINDS: Final = ("", "+cluster", "+sentinel")
 #: Aliases whose name says TLS.
-_TLS_ALIASES: Final = frozenset({"amqps", "rediss", "rediss+cluster"})
+_TLS_ALIASES: Final = frozenset(
+    {"amqps", *(f"{server}s{kind}" for server in ("redis", "valkey") for kind in _REDIS_KINDS)}
+)
 _HOST_AND_PORT: Final = r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})"
 _HOST_WITHOUT_PORT: Final = r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):"
 #: So that the digest of a password says nothing outside of this process.

@@ -17,6 +17,9 @@ __all__ = ["TRANSPORT_ALIASES", "get_transport_cls", "resolve_transport", "suppo
 
 _AMQP: Final = "greenconn.transport.amqp.transport:Transport"
 _AMQPS: Final = "greenconn.transport.amqp.transport:SSLTransport"
+_REDIS: Final = "greenconn.transport.redis:Transport"
+_REDIS_CLUSTER: Final = "greenconn.transport.redis:ClusterTransport"
+_REDIS_SENTINEL: Final = "greenconn.transport.redis:SentinelTransport"
 
 #: Alias -> path of the class.
 TRANSPORT_ALIASES: dict[str, str | Callable[[], str | type[Any]]] = {
@@ -31,12 +34,20 @@ TRANSPORT_ALIASES: dict[str, str | Callable[[], str | type[Any]]] = {
     "syncpika": _AMQP,
     "memory": "greenconn.transport.memory:Transport",
     "in-memory": "greenconn.transport.memory:Transport",
-    "redis": "greenconn.transport.redis:Transport",
-    "rediss": "greenconn.transport.redis:Transport",
-    "pyredis": "greenconn.transport.redis:Transport",
-    "redis+cluster": "greenconn.transport.redis:ClusterTransport",
-    "rediss+cluster": "greenconn.transport.redis:ClusterTransport",
-    "sentinel": "greenconn.transport.redis:SentinelTransport",
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "pyredis": _REDIS,
+    "redis+cluster": _REDIS_CLUSTER,
+    "rediss+cluster": _REDIS_CLUSTER,
+    "redis+sentinel": _REDIS_SENTINEL,
+    "rediss+sentinel": _REDIS_SENTINEL,
+    "sentinel": _REDIS_SENTINEL,
+    "valkey": _REDIS,
+    "valkeys": _REDIS,
+    "valkey+cluster": _REDIS_CLUSTER,
+    "valkeys+cluster": _REDIS_CLUSTER,
+    "valkey+sentinel": _REDIS_SENTINEL,
+    "valkeys+sentinel": _REDIS_SENTINEL,
     "SQS": "greenconn.transport.SQS:Transport",
     "sqs": "greenconn.transport.SQS:Transport",
     "mongodb": "greenconn.transport.mongodb:Transport",
@@ -78,10 +89,6 @@ MEANT: Final[Mapping[str, str]] = {
     "rabbitmqs": "amqps",
     "rmq": "amqp",
     "sqlite3": "sqlite",
-    "valkey": "redis",
-    "valkey+cluster": "redis+cluster",
-    "valkeys": "rediss",
-    "valkeys+cluster": "rediss+cluster",
 }
 
 #: Class paths that begin so mean ours of the same name, when we have one.

@@ -37,7 +37,7 @@ SHORT = 0.05
 COUNT = 200
 
 
-@pytest.fixture(params=["memory", "redis", "redis-py", "sqlite"])
+@pytest.fixture(params=["memory", "redis", "valkey", "redis-py", "sqlite"])
 def ids(request: pytest.FixtureRequest, unique: str, tmp_path: Path) -> Iterator[IdStore]:
     if request.param == "memory":
         yield MemoryIds()
@@ -47,8 +47,9 @@ def ids(request: pytest.FixtureRequest, unique: str, tmp_path: Path) -> Iterator
         store.create_table()
         yield store
         engine.dispose()
-    elif request.param == "redis":
-        ours = RedisIds(request.getfixturevalue("redis_url"), prefix=unique)
+    elif request.param in ("redis", "valkey"):
+        url = f"{request.param}:{request.getfixturevalue('redis_url').partition(':')[2]}"
+        ours = RedisIds(url, prefix=unique)
         yield ours
         ours.close()
     else:

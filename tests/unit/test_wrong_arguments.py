@@ -144,7 +144,7 @@ def test_hosts_are_hosts(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("alias", "meant"),
-    [("rabbitmq", "amqp"), ("RabbitMQ", "amqp"), ("valkey", "redis"), ("mongo", "mongodb")],
+    [("rabbitmq", "amqp"), ("RabbitMQ", "amqp"), ("pg", "postgresql"), ("mongo", "mongodb")],
 )
 def test_the_name_of_a_server_says_which_transport_is_meant(alias: str, meant: str) -> None:
     with pytest.raises(KeyError, match=f"Did you mean {meant}://"):

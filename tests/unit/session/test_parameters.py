@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from greenconn.connection import Connection
 from greenconn.options import BROKER_HEARTBEAT
 from greenconn.session.broker import Parameters, combined
+from greenconn.transport import get_transport_cls
 from greenconn.transport.base import Transport
 
 
@@ -132,6 +134,19 @@ def test_tls(address: str, given: Any, expected: Any) -> None:
     assert of(address, ssl=given).ssl == expected
 
 
+@pytest.mark.parametrize("server", ["redis", "valkey"])
+@pytest.mark.parametrize("kind", ["", "+cluster", "+sentinel"])
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_redis_and_valkey_have_the_same_schemes(server: str, kind: str, is_secure: bool) -> None:
+    scheme = f"{server}{'s' * is_secure}{kind}"
+    parameters = of(f"{scheme}://u:SECRET@h:1/0")
+    assert (parameters.transport, parameters.hostname) == (scheme, "h")
+    assert parameters.ssl is is_secure
+    assert get_transport_cls(scheme) is get_transport_cls(f"redis{kind}")
+    shown = Connection(f"{scheme}://u:SECRET@h:1/0;{scheme}://u:SECRET@i:1/0").as_uri()
+    assert shown == f"{scheme}://u:**@h:1/0"
+
+
 def test_a_scheme_with_a_plus_is_the_transports_to_parse() -> None:
     parameters = of("redis+socket:///run/broker.sock?virtual_host=3", port=1)
     assert parameters.uri_prefix == "redis"
@@ -144,8 +159,7 @@ def test_a_scheme_with_a_plus_is_the_transports_to_parse() -> None:
     [
         ("redis+tls://u:SECRET@h/0", r"did you mean rediss://host\?"),
         ("redis+ssl://u:SECRET@h/0", r"did you mean rediss://host\?"),
-        ("redis+sentinel://u:SECRET@h/0", r"did you mean sentinel://host\?"),
-        ("rediss+sentinel://u:SECRET@h/0", r"did you mean sentinel://host\?ssl=1\?"),
+        ("valkey+tls://u:SECRET@h/0", r"did you mean valkeys://host\?"),
         ("sentinel+tls://u:SECRET@h/0", r"did you mean sentinel://host\?ssl=1\?"),
         ("redis+unix://u:SECRET@h/0", r"did you mean redis://host or redis\+socket://\?"),
         ("amqp+ssl://u:SECRET@h", r"did you mean amqps://host\?"),
