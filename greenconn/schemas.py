@@ -97,8 +97,7 @@ def converter_of(schema: Any) -> Convert | None:
     """
     if schema is object or schema is Any:
         return None
-    has_models = any(hasattr(each, MODEL) for each in _types_in(schema))
-    make = _by_pydantic if has_models else _by_msgspec
+    make = _by_pydantic if _has_models(schema) else _by_msgspec
     try:
         return make(schema)
     except ImportError:
@@ -123,6 +122,31 @@ def reply_converter_of(schema: Any) -> Convert | None:
 
 
 _kept = lru_cache(maxsize=KEPT)(converter_of)
+
+
+def json_schema_of(schema: Any, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the JSON schema of a type, and those that it refers to by *prefix* and their names.
+
+    Raises:
+        TypeError: JSON has nothing like it.
+        MissingExtra: the library that converts to it is not installed.
+    """
+    if not _has_models(schema):
+        (found,), parts = msgspec.json.schema_components(
+            (schema,), ref_template=f"{prefix}{{name}}"
+        )
+        return found, parts
+    adapter = needed("pydantic", "pydantic", "pydantic").TypeAdapter(schema)
+    found = adapter.json_schema(ref_template=f"{prefix}{{model}}")
+    parts = found.pop("$defs", {})
+    if isinstance(schema, type) and found.get("type") == "object":
+        parts[schema.__name__] = found
+        found = {"$ref": f"{prefix}{schema.__name__}"}
+    return found, parts
+
+
+def _has_models(schema: Any) -> bool:
+    return any(hasattr(each, MODEL) for each in _types_in(schema))
 
 
 def _by_msgspec(schema: Any) -> Convert:
