@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import click
 import gevent
-from gevent import get_hub, monkey
+from gevent import get_hub, monkey, subprocess
 from gevent.socket import SOCK_STREAM, getaddrinfo
 from redis.exceptions import RedisError
 
@@ -34,7 +34,7 @@ from greenconn.exceptions import AccessRefused, ManagementError, OperationalErro
 from greenconn.green.connect import connect_tcp, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.stream import Stream
-from greenconn.url import maybe_sanitize_url
+from greenconn.url import mask_secrets, maybe_sanitize_url
 from greenconn.wire.tls import TlsSession, tls_session
 
 if TYPE_CHECKING:
@@ -88,11 +88,39 @@ REMEDY: Final = "declare it with dead_letter=True, or set a policy with dead-let
 #: The delivery limit of a quorum queue that has none set, from RabbitMQ 4.0 on.
 DELIVERY_LIMIT: Final = 20
 
+#: Seconds for the import of an application.
+IMPORT_TIMEOUT: Final = 60.0
+#: Modules that one finding names.
+NAMED: Final = 5
+#: Imports a module first of all, whatever it prints, and prints what it holds of the time before the
+#: patch.
+_IMPORTING: Final = """
+import os, sys
+output = os.dup(1)
+os.dup2(2, 1)
+sys.path.insert(0, os.getcwd())
+import importlib
+importlib.import_module(sys.argv[1])
+import json
+from gevent import monkey
+from greenconn.debug import find_unpatched
+is_patched = any(map(monkey.is_module_patched, ("socket", "threading", "time")))
+os.write(output, json.dumps([is_patched, find_unpatched()]).encode())
+os._exit(0)
+"""
+
 
 @click.command("doctor")
 @url_argument
 @click.option(
     "-q", "--queue", "queues", multiple=True, help="Check this queue, too.  (Repeatable.)"
+)
+@click.option(
+    "-a",
+    "--app",
+    "application",
+    metavar="MODULE[:APP]",
+    help="Import this module in a process of its own, and check whether it patches too late.",
 )
 @click.option("--read-only", is_flag=True, help="Declare no queue, and send no message.")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
@@ -101,6 +129,7 @@ DELIVERY_LIMIT: Final = 20
 def doctor(
     url: str,
     queues: tuple[str, ...],
+    application: str | None,
     read_only: bool,
     is_json: bool,
     strict: bool,
@@ -114,10 +143,14 @@ def doctor(
     Example:
       greenconn doctor amqp://guest:guest@localhost:5672// --queue mail
       greenconn doctor "amqp://one;amqp://two" --json
+      greenconn doctor --app shop.tasks
     """
     found: list[tuple[str, list[Finding]]] = []
     with interruptible():
         found.append(("this machine", _shown(check_process(), "this machine", is_json)))
+        if application is not None:
+            where = f"application {application}"
+            found.append((where, _shown(check_patching(application), where, is_json)))
         for each in connection_to(url, timeout).alt or [url]:
             connection = connection_to(each, timeout)
             try:
@@ -291,6 +324,58 @@ def _check_timers() -> Finding:
     if late > LATE:
         return note("timers", text, "this machine has too little CPU time for its work")
     return ok("timers", text)
+
+
+def check_patching(application: str) -> Iterator[Finding]:
+    """Check what a module, and what it imports, hold of the time before the monkey patch.  May switch.
+
+    A process of its own imports it: this one has imported much before.
+
+    Arguments:
+        application: the module, as ``greenconn run`` takes it.
+    """
+    module = application.partition(":")[0]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORTING, module],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=IMPORT_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield failed(
+            "import", f"{module} was not imported within {IMPORT_TIMEOUT:g} s", "see where it waits"
+        )
+        return
+    lines = done.stderr.strip().splitlines()
+    if done.returncode:
+        yield failed("import", mask_secrets(lines[-1] if lines else f"exit code {done.returncode}"))
+        return
+    is_patched, late = json.loads(done.stdout)
+    if not is_patched:
+        yield note(
+            "patching",
+            f"{module} does not patch the standard library",
+            "greenconn run and gunicorn's gevent workers do; elsewhere only greenconn waits greenly",
+        )
+        return
+    if not late:
+        yield ok("patching", f"{module} patches the standard library before what it affects")
+    modules: dict[tuple[str, str], list[str]] = {}
+    for name, original, effect in late:
+        modules.setdefault((original, effect), []).append(name)
+    own = module.partition(".")[0]
+    for (original, effect), names in modules.items():
+        names.sort(key=lambda name: name.partition(".")[0] != own)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        yield warning(
+            "patching",
+            f"{', '.join(names[:NAMED])}{more} had {original} before the patch: {effect}",
+            f"call gevent.monkey.patch_all() before the import of "
+            f"{', '.join(sorted({each.partition('.')[0] for each in names}))}",
+        )
 
 
 def check_network(host: str, port: int, ssl: Any, timeout: float) -> Iterator[Finding]:

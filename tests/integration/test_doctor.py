@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -281,3 +282,53 @@ def test_a_standby(doctor: Doctor, postgresql_with: PostgresServers) -> None:
     assert code == 1
     assert "standby or read-only; name the primary" in found["login"]["text"]
     until(lambda: "asynchronous" in doctor(primary.url, "--read-only")[1]["role"]["text"])
+
+
+LIBRARIES = "import jinja2, redis, sqlalchemy, urllib3\n"
+PATCH = "from gevent import monkey\nmonkey.patch_all()\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "text"),
+    [
+        (PATCH + LIBRARIES, "ok", "patches the standard library before what it affects"),
+        (LIBRARIES, "note", "does not patch the standard library"),
+        ("1/0", "failed", "ZeroDivisionError"),
+        ("", "note", "does not patch"),
+    ],
+)
+def test_an_application_that_patches_in_time(
+    doctor: Doctor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    program: str,
+    outcome: str,
+    text: str,
+) -> None:
+    (tmp_path / "shop_tasks.py").write_text(f"print('imported')\n{program}")
+    monkeypatch.chdir(tmp_path)
+    code, found = doctor("memory://", "--read-only", "--app", "shop_tasks:app")
+    finding = found["import" if outcome == "failed" else "patching"]
+    assert code == (outcome == "failed")
+    assert finding["outcome"] == outcome
+    assert text in finding["text"]
+
+
+def test_an_application_that_patches_too_late(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = "import threading, time\nfrom time import sleep\n\nclass Own:\n    lock = threading.Lock()\n\n"
+    (tmp_path / "shop_tasks.py").write_text(own + LIBRARIES + PATCH)
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    assert main(["doctor", "memory://", "--json", "--read-only", "--app", "shop_tasks"]) == 0
+    findings = json.loads(capfd.readouterr()[0])["checks"]["application shop_tasks"]
+    assert {each["outcome"] for each in findings} == {"warning"}
+    texts = {each["text"].partition(" before the patch: ")[0] for each in findings}
+    for module, original in (
+        ("urllib3.util.ssl_", "ssl.SSLContext"),
+        ("shop_tasks", "threading.Lock"),
+        ("shop_tasks", "time.sleep"),
+    ):
+        assert any(module in each and original in each for each in texts), texts
+    assert all("monkey.patch_all() before the import of" in each["remedy"] for each in findings)

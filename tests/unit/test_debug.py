@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -95,3 +97,29 @@ def test_on_a_signal(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("greenconn.debug", "WARNING")
     assert "connections: " in record.getMessage()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_modules_imported_before_the_patch_are_listed(is_first: bool) -> None:
+    """In processes of their own."""
+    patch = "from gevent import monkey; monkey.patch_all()"
+    imports = "import redis.retry, urllib3, click, sentry_sdk, sqlalchemy, prometheus_client"
+    lines = [patch, imports] if is_first else [imports, patch]
+    lines += ["from greenconn.debug import dump, find_unpatched"]
+    lines += ["print(sorted({(each.module, each.original) for each in find_unpatched()}))"]
+    lines += ["print('imported before the monkey patch' in dump())"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, is_dumped = done.stdout.splitlines()
+    assert is_dumped == str(not is_first)
+    if is_first:
+        assert found == "[]"
+        return
+    assert "('redis.retry', 'time.sleep')" in found
+    assert "('urllib3.util.ssl_', 'ssl.SSLContext')" in found
+    assert "('click.globals', 'threading.local')" in found
+    assert "('prometheus_client.registry', 'threading.Lock')" in found

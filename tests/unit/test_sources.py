@@ -28,6 +28,8 @@ FORBIDDEN = {
 #: Where one of them may be.
 ALLOWED = {
     ("serialization.py", "pickle.load"),
+    # A process that imports the application which the user names.
+    ("cli/doctor.py", "subprocess.run"),
     # The process of a program that asks for it, before anything of that program is imported.
     ("cli/run.py", "monkey.patch_all"),
     # Copies of the command that the user gave.
