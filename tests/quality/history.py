@@ -2,8 +2,8 @@
 
 ``python -m tests.quality.history URL --messages 100000 --keys 1000 --processes 8``
 
-Each process consumes one sharded queue, and writes what it begins and ends into one file, a line each, in
-the order of the time.  A message may begin when all earlier ones of its key have ended, here or in
+Each process consumes one sharded queue, and writes what it begins and ends into one file, a line each,
+in the order of the time.  A message may begin when all earlier ones of its key have ended, here or in
 another process; one that has ended may come again.  Some handlers fail the first time, so that retries
 are a part of the history.
 """

@@ -305,6 +305,8 @@ class PostgresStore(Store):
         self._numbers: dict[str, int] = {}
         #: Those of which only the oldest consumer is served.
         self._single: set[int] = set()
+        #: Those of them whose active consumer is here.
+        self._active: set[int] = set()
         #: Those of which the last claim gave less than was wanted, and those that are armed, unless a
         #: notification is on its way.
         self._dry: set[int] = set()
@@ -485,7 +487,7 @@ class PostgresStore(Store):
     def _forget(self, number: int) -> str:
         name = self._consumed.pop(number)
         self._numbers.pop(name, None)
-        for each in (self._single, self._dry, self._armed):
+        for each in (self._single, self._active, self._dry, self._armed):
             each.discard(number)
         if not self._consumed:
             self._polls.stop()
@@ -613,16 +615,33 @@ class PostgresStore(Store):
         asked = dict(wanted)
         single = wanted.keys() & self._single
         if single:
-            for each in single - self._queues.firsts(single):
+            for each in single - self._active_of(single):
                 del asked[each]
         if not asked:
             return []
         numbers = {self._consumed[number]: number for number in asked}
-        claimed = messages.claim(self.session, asked, self._register(), self._queues)
+        holder, active = self._register(), asked.keys() & single
+        if active:
+            claimed = messages.claim_active(
+                self.session, asked, holder, self._queues, active, self.owner
+            )
+        else:
+            claimed = messages.claim(self.session, asked, holder, self._queues)
         for message in claimed:
             if message.dead is None:
                 wanted[numbers[message.queue]] -= 1
         return claimed
+
+    def _active_of(self, single: Collection[int]) -> set[int]:
+        """Return those of some queues whose single active consumer is here.
+
+        One that becomes it waits until what the former one held was settled, or is back: it is older.
+        """
+        firsts = self._queues.firsts(single)
+        self._active -= set(single) - firsts
+        if new := firsts - self._active:
+            self._active |= new - messages.held_by_others(self.session, new, self._register())
+        return firsts & self._active
 
     def _get(self, name: str) -> list[Claimed]:
         session, queues = self.session, self._queues
@@ -671,6 +690,11 @@ class PostgresStore(Store):
         for queue, error in settled.refused:
             self.log_refusal(queue, error)
         self._after(settled)
+        left = {each.message.queue for each in requests}.difference(self._numbers)
+        rows = [self._queues.row(name) for name in left]
+        # The next single active consumer waits until nothing is held here.
+        single = [row.id for row in rows if row is not None and row.policy.is_single_active]
+        announce(self.session, single, self.owner)
         return settled.late
 
     def is_held(self, handle: messages.Handle) -> bool:

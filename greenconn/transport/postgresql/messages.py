@@ -6,7 +6,7 @@ All times are the server's.  What one call does to many messages is one statemen
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -245,6 +245,13 @@ _CLAIM_SOON: Final = _CLAIM.replace(
     "(ARRAY (SELECT id FROM picked)) "
     "AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL",
 )
+#: The same for queues of which some have a single active consumer.  Looked at in the same statement: a
+#: process that was suspended before it is not the active one any more.
+_CLAIM_ACTIVE: Final = _CLAIM_SOON.replace(
+    "AND due IS NULL",
+    "AND due IS NULL AND (w.queue <> ALL (%b::int8[]) OR %b = (SELECT owner FROM greenconn.consumers c "
+    "WHERE c.queue = w.queue ORDER BY since, owner LIMIT 1))",
+)
 _TAKE_DEAD: Final = """
 WITH picked AS MATERIALIZED (
     SELECT id FROM greenconn.messages
@@ -274,6 +281,29 @@ def claim(
     statement = _CLAIM_SOON if dead is None else _CLAIM
     values = (list(wanted), list(wanted.values()), holder)
     return _claimed(session.fetch(statement, values), holder, queues, dead)
+
+
+def claim_active(
+    session: Session,
+    wanted: Mapping[int, int],
+    holder: int,
+    queues: Queues,
+    single: Collection[int],
+    owner: str,
+) -> list[Claimed]:
+    """Claim messages, of the queues *single* only if *owner* has the oldest consumer."""
+    values = (list(wanted), list(wanted.values()), list(single), owner, holder)
+    return _claimed(session.fetch(_CLAIM_ACTIVE, values), holder, queues)
+
+
+def held_by_others(session: Session, numbers: Collection[int], holder: int) -> set[int]:
+    """Return those of some queues of which another link holds messages."""
+    found = session.fetch(
+        "SELECT DISTINCT queue FROM greenconn.messages "
+        "WHERE holder IS NOT NULL AND holder <> %b AND queue = ANY (%b::int8[])",
+        (holder, list(numbers)),
+    )
+    return {number for (number,) in found}
 
 
 def take_dead(session: Session, holder: int, queues: Queues) -> list[Claimed]:

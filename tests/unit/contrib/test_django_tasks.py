@@ -25,7 +25,6 @@ import greenconn
 from greenconn import App
 from greenconn.contrib.outbox import publish_arguments
 from greenconn.identity import program_name
-from greenconn.service.app import AppTest
 from greenconn.testing import MemoryBroker
 from tests.unit.contrib.projects import BACKEND, configure_django
 
@@ -86,7 +85,7 @@ def settings_of(**options: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def running(**options: Any) -> Iterator[AppTest]:
+def running(**options: Any) -> Iterator[MemoryBroker]:
     """A worker of the backend with these options."""
     app = App()
     with settings_of(**options):
@@ -124,7 +123,7 @@ def test_a_task_and_its_result() -> None:
         assert add.get_result(result.id) == result
     with running(results="default") as test:
         result = add.using(priority=7, queue_name="mail").enqueue(1, b=2)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert not result.is_finished
         result.refresh()
         assert (result.status, result.return_value, calls) == ("SUCCESSFUL", 3, [(1, 2)])
@@ -150,8 +149,8 @@ def test_without_a_cache_there_are_no_results(hold: str, caplog: pytest.LogCaptu
     with running(retry={**RETRY, "hold": hold}) as test:
         result = fail_until.enqueue(3)
         for _ in range(3):
-            test.wait_until_handled(SOON)
-            test.clock.move(1)
+            test.run_until_idle()
+            test.advance(1)
         assert calls == [1, 2, 3]
         assert not task_backends["default"].supports_get_result
         with pytest.raises(NotImplementedError):
@@ -164,22 +163,22 @@ def test_enqueued_at_the_commit() -> None:
     with running(results="default") as test:
         with transaction.atomic():
             result = add.enqueue(1)
-            assert test.broker.count("default") == 0
+            assert test.count("default") == 0
             with pytest.raises(exceptions.TaskResultDoesNotExist):
                 result.refresh()
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert add.get_result(result.id).return_value == 1
         with pytest.raises(KeyError), transaction.atomic():
             add.enqueue(2)
             raise KeyError
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
     assert calls == [(1, 0)]
 
 
 def test_enqueued_at_once() -> None:
     with running(enqueue="now") as test, transaction.atomic():
         add.enqueue(1)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert calls == [(1, 0)]
 
 
@@ -202,14 +201,14 @@ def test_enqueued_by_the_outbox() -> None:
         arguments = publish_arguments(row.envelope)
         assert arguments["priority"] == 9
         greenconn.publish(body=row.body, **arguments)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
     assert calls == [(2, 0)]
 
 
 def test_a_task_that_fails_is_tried_again() -> None:
     with running(results="default", retry=RETRY) as test:
         result = fail_until.enqueue(3)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         result.refresh()
         assert (result.status, result.return_value, result.attempts) == ("SUCCESSFUL", "done", 3)
         assert [error.exception_class for error in result.errors] == [LookupError] * 2
@@ -225,17 +224,17 @@ def test_a_task_that_failed_for_good(caplog: pytest.LogCaptureFixture) -> None:
     signals.task_finished.connect(receive)
     with running(results="default", retry={**RETRY, "tries": 2}, prefix="shop.") as test:
         result = fail_until.using(queue_name="mail").enqueue(9)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         result.refresh()
         assert (result.status, result.attempts, len(result.errors)) == ("FAILED", 2, 2)
         assert result.is_finished
         with pytest.raises(ValueError, match="Task failed"):
             assert result.return_value
-        [dead] = test.broker.messages("shop.mail.dead")
+        [dead] = test.messages("shop.mail.dead")
         assert dead.payload["task"] == f"{__name__}.fail_until"
         assert finished == [("FAILED", LookupError)]
         assert greenconn.dead_letters("shop.mail").replay() == 1
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         assert finished == [("FAILED", LookupError)] * 2
     assert calls == [1, 2, 3, 4]
 
@@ -243,15 +242,15 @@ def test_a_task_that_failed_for_good(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_is_a_failure_of_a_task_alone(caplog: pytest.LogCaptureFixture) -> None:
     with running(results="default") as test:
         results = [leave.enqueue(), give_object.enqueue(), add.enqueue(1, c=2)]
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         for result in results:
             result.refresh()
         assert [result.status for result in results] == ["FAILED"] * 3
         found = [result.errors[0].exception_class for result in results]
         assert found == [SystemExit, TypeError, TypeError]
-        assert test.broker.count("default.dead") == 3
+        assert test.count("default.dead") == 3
         add.enqueue(1)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
     assert calls == [(1, 0)]
 
 
@@ -262,8 +261,8 @@ def test_a_cache_that_fails(caplog: pytest.LogCaptureFixture, monkeypatch: Any) 
     with running(results="default") as test:
         monkeypatch.setattr(type(cache._connections["default"]), "set", fail)
         add.enqueue(1)
-        test.wait_until_handled(SOON)
-        assert test.broker.count("default.dead") == 0
+        test.run_until_idle()
+        assert test.count("default.dead") == 0
     assert calls == [(1, 0)]
     assert "the result of task" in caplog.text
 
@@ -284,8 +283,8 @@ def test_only_tasks_are_run(path: str, reason: str, caplog: pytest.LogCaptureFix
     with running(retry=RETRY) as test:
         body = {"id": "1", "task": path, "args": ["echo"], "queue_name": "default"}
         greenconn.publish("default", body)
-        test.wait_until_handled(SOON)
-        [dead] = test.broker.messages("default.dead")
+        test.run_until_idle()
+        [dead] = test.messages("default.dead")
         assert reason in dead.headers["x-greenconn-error-text"]
         assert dead.payload == body
     assert calls == []
@@ -310,8 +309,8 @@ def test_a_message_of_another_form(
         body = {"id": "1", "task": add.module_path, "args": [1], "queue_name": "default"}
         greenconn.publish("default", {**body, **change})
         greenconn.publish("default", body, headers={tasks.WORKERS: {"a": 1}})
-        test.wait_until_handled(SOON)
-        assert test.broker.count("default.dead") == 1
+        test.run_until_idle()
+        assert test.count("default.dead") == 1
     assert calls == [(1, 0)]
 
 
@@ -319,8 +318,8 @@ def test_a_message_for_a_queue_of_no_backend(caplog: pytest.LogCaptureFixture) -
     with running() as test:
         body = {"id": "1", "task": add.module_path, "args": [1], "queue_name": "other"}
         greenconn.publish("default", body)
-        test.wait_until_handled(SOON)
-        [dead] = test.broker.messages("default.dead")
+        test.run_until_idle()
+        [dead] = test.messages("default.dead")
         assert "Queue 'other' is not valid" in dead.headers["x-greenconn-error-text"]
 
 
@@ -328,10 +327,9 @@ def test_run_after() -> None:
     with running(results="default") as test:
         result = add.using(run_after=timezone.now() + timedelta(minutes=5)).enqueue(1)
         add.using(run_after=timezone.now() - timedelta(minutes=5)).enqueue(2)
-        test.wait_until_handled(SOON)
+        test.advance(290)
         assert calls == [(2, 0)]
-        test.clock.move(301)
-        test.wait_until_handled(SOON)
+        test.advance(20)
         assert calls == [(2, 0), (1, 0)]
         result.refresh()
         assert result.return_value == 1
@@ -352,7 +350,7 @@ def test_priorities() -> None:
         assert found == {-100: 0, -50: 2, 0: 4, 1: 4, 12: 5, 99: 8, 100: 9}
         tasks.declare_consumers(app)
         app.start()
-        AppTest(app, broker).wait_until_handled(SOON)
+        broker.run_until_idle()
     assert [a for a, b in calls] == [100, 99, 12, 0, 1, -50, -100]
 
 
@@ -410,7 +408,7 @@ def test_async_tasks_are_refused() -> None:
 def test_aenqueue() -> None:
     with running(results="default", enqueue="now") as test:
         result = async_to_sync(add.aenqueue)(1, b=1)
-        test.wait_until_handled(SOON)
+        test.run_until_idle()
         async_to_sync(result.arefresh)()
         assert result.return_value == 2
 
