@@ -90,7 +90,7 @@ _clock_of_handler: ContextVar[ManualClock | None] = ContextVar("greenconn.testin
 
 
 class Kind(Enum):
-    """What waits for a timer."""
+    """The waits for timers."""
 
     MESSAGE = "a message"
     #: A handler that sleeps, or has a time limit: it counts while a handler runs.
@@ -444,7 +444,7 @@ class Recorder(Listener):
                 self._last[message] = recorded
 
     def on_retry(self, event: RetryEvent) -> None:
-        """Record the error as it is told to the program: that of a time limit has its own class."""
+        """Record the error that the program gets: a time limit has a class of its own."""
         if event.message in self._last:
             self._last.pop(event.message).error = event.error
 

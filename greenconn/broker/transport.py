@@ -177,7 +177,7 @@ class StoreTransport(base.Transport[StoreLink]):
 
     @property
     def stores_fanout(self) -> bool:
-        """Whether a fan-out exchange stores messages for queues that nobody consumes from now."""
+        """Whether a fan-out exchange stores messages for queues without consumers at that time."""
         return bool(getattr(self.options, "fanout_lists", True))
 
     def establish_connection(self, deadline: Deadline | None = None) -> StoreLink:

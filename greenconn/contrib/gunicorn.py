@@ -95,7 +95,7 @@ def _shutdown_of(worker: Any) -> WorkerShutdown:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Number the new worker, for ``{slot}`` of a :class:`greenconn.Broadcast` that is kept.
+    """Set the number of the new worker, for ``{slot}`` of a :class:`greenconn.Broadcast` that is kept.
 
     A worker that replaces another one gets the number of that: on HUP before the old one has ended.
     """

@@ -273,7 +273,7 @@ class Transport(base.Transport[RedisLink]):
 
     @property
     def stores_fanout(self) -> bool:
-        """Whether a fan-out exchange stores messages for queues that nobody consumes from now."""
+        """Whether a fan-out exchange stores messages for queues without consumers at that time."""
         return self.options.fanout_lists
 
     @cached_property
