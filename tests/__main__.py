@@ -421,10 +421,7 @@ class Run:
         if is_first:
             print(f"===== {part.name} =====", flush=True)
         process = self._keeper.run(
-            [*command, *self._rest],
-            env=environment,
-            output=output,
-            cwd=ROOT,
+            [*command, *self._rest], env=environment, output=output, cwd=ROOT
         )
         return Side(part, process, summary, output)
 

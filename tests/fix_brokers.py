@@ -14,13 +14,7 @@ import pytest
 
 from tests.brokers.cluster import RabbitMQCluster
 from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import (
-    AMQP_CTL,
-    AMQP_URL,
-    NEWER_AMQP_URL,
-    REDIS_URL,
-    are_required,
-)
+from tests.brokers.environment import AMQP_CTL, AMQP_URL, NEWER_AMQP_URL, REDIS_URL, are_required
 from tests.brokers.keeper import Keeper
 from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker

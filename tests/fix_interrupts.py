@@ -44,11 +44,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        function: Callable[[], Any],
-        number: int,
-        error: BaseException,
-        delay: int = 0,
+        self, function: Callable[[], Any], number: int, error: BaseException, delay: int = 0
     ) -> None:
         self.switches = 0
         #: Whether it came to the interruption.
@@ -151,10 +147,7 @@ class SignalAt:
     """
 
     def __init__(
-        self,
-        number: int,
-        within: tuple[str, ...] = ("/greenconn/",),
-        between_calls: bool = True,
+        self, number: int, within: tuple[str, ...] = ("/greenconn/",), between_calls: bool = True
     ) -> None:
         #: Bytecodes until the signal; above 0 behind the run: it has not come to that.
         self.left = number

@@ -221,9 +221,7 @@ def _download(package: str, folder: Path) -> None:
 
 def _missing(package: str) -> list[str]:
     """The packages that installing *package* would install: a simulation, which needs no root."""
-    plan = run(
-        ["apt-get", "install", "--simulate", "--no-install-recommends", package],
-    )
+    plan = run(["apt-get", "install", "--simulate", "--no-install-recommends", package])
     lines = [line.split() for line in plan.splitlines()]
     names = [words[1] for words in lines if words[:1] == ["Inst"]]
     if not names:

@@ -12,12 +12,7 @@ import pytest
 from gevent.exceptions import ConcurrentObjectUseError
 
 from greenconn import Connection, Exchange, Producer, Queue, pools, serialization
-from greenconn.common import (
-    Broadcast,
-    collect_replies,
-    ignore_errors,
-    maybe_declare,
-)
+from greenconn.common import Broadcast, collect_replies, ignore_errors, maybe_declare
 from greenconn.connection import _check_url_transport
 from greenconn.exceptions import ChannelError, InconsistencyError, SerializerNotInstalled
 from greenconn.pidbox import Mailbox

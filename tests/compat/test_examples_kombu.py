@@ -29,10 +29,7 @@ def printed(outcome: Outcome, library: str) -> list[str]:
     return [line.replace(library, "LIBRARY") for line in outcome.output.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "broker",
-    ["amqp", "memory", "redis"],
-)
+@pytest.mark.parametrize("broker", ["amqp", "memory", "redis"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_it_runs_alike(
     program: str, broker: str, unique: str, request: pytest.FixtureRequest

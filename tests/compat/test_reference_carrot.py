@@ -85,7 +85,7 @@ def keeper(got: list[Any]) -> Callable[[Any, Any], None]:
 def test_the_arguments_and_their_defaults() -> None:
     signature = inspect.signature(BrokerConnection)
     assert list(signature.parameters) == [
-        *("hostname", "userid", "password", "virtual_host", "port", "pool", "kwargs"),
+        *("hostname", "userid", "password", "virtual_host", "port", "pool", "kwargs")
     ]
     plain = BrokerConnection()
     assert (plain.hostname, plain.userid, plain.password) == (None, None, None)
@@ -308,7 +308,7 @@ def test_get_django_conninfo_warns_of_older_names() -> None:
         found = get_django_conninfo(old)
     assert (found["hostname"], found["userid"]) == ("old", "me")
     assert ["AMQP_USER" in str(caught[0].message), "AMQP_SERVER" in str(caught[1].message)] == [
-        *(True, True),
+        *(True, True)
     ]
 
 
@@ -490,11 +490,7 @@ def test_settings_may_be_those_of_the_class(broker: BrokerConnection, unique: st
 def test_headers_exchanges_take_headers_for_routing_keys(
     broker: BrokerConnection, unique: str
 ) -> None:
-    names: dict[str, Any] = {
-        "exchange": unique,
-        "exchange_type": "headers",
-        "auto_delete": True,
-    }
+    names: dict[str, Any] = {"exchange": unique, "exchange_type": "headers", "auto_delete": True}
     wanted = {"x-match": "all", "kind": "letter"}
     with (
         Consumer(broker, queue=unique, routing_key=wanted, **names) as consumer,

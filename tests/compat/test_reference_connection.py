@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 
 from greenconn import Connection, Consumer, Exchange, Producer, Queue, exceptions
-from greenconn.connection import (
-    ChannelLimitExceeded,
-    ChannelPool,
-    ConnectionPool,
-)
+from greenconn.connection import ChannelLimitExceeded, ChannelPool, ConnectionPool
 from greenconn.simple import SimpleBuffer, SimpleQueue
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 

@@ -25,11 +25,7 @@ pytest.importorskip("kombu")
 Shape = Callable[[Library, Backend], Any]
 
 #: Whose virtual layer the class is built on, and whose ``Connection`` it is used with.
-WAYS = {
-    "kombu": (KOMBU, KOMBU),
-    "instead": (GREENCONN, GREENCONN),
-    "hosted": (KOMBU, GREENCONN),
-}
+WAYS = {"kombu": (KOMBU, KOMBU), "instead": (GREENCONN, GREENCONN), "hosted": (KOMBU, GREENCONN)}
 
 
 @pytest.fixture(params=WAYS)

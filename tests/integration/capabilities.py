@@ -159,7 +159,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         server="own_rabbitmq",
         lacks={
             Can.UNCOUNTED: "RabbitMQ counts each delivery; 4.3 and later do not count messages that are "
-            "returned before their channel is closed",
+            "returned before their channel is closed"
         },
     ),
     "redis": Kind(
@@ -183,10 +183,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         url="sqlite_url",
         side=sqlite_side,
         options=_LEASE,
-        lacks={
-            Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.SERVER: NO_SERVER,
-        },
+        lacks={Can.IMMEDIATE: "a message is stored before it is delivered", Can.SERVER: NO_SERVER},
     ),
     "postgresql": Kind(
         title="PostgreSQL",
@@ -294,7 +291,7 @@ EXAMPLES: Final[Mapping[str, Kind]] = {
             Can.SHARED: "a process knows the exchanges and bindings that it declared, as with kombu",
             Can.SERVER: NO_SERVER,
         },
-    ),
+    )
 }
 
 #: What kombu's virtual channels do otherwise than a broker, by their design: they know lists to put into

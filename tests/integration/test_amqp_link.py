@@ -10,12 +10,7 @@ import pytest
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from greenconn.exceptions import (
-    NotFound,
-    RecoverableConnectionError,
-    ResourceError,
-    WrongHub,
-)
+from greenconn.exceptions import NotFound, RecoverableConnectionError, ResourceError, WrongHub
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.link import AmqpLink
 from tests.fix_amqp import Links

@@ -88,10 +88,7 @@ def is_locked(pipeline: Pipeline, unique: str) -> None:
     ],
 )
 def test_an_error_is_that_of_its_own_request_and_none_behind_it_is_done(
-    amqp_links: Links,
-    unique: str,
-    error: type[Exception],
-    send: Callable[[Pipeline, str], None],
+    amqp_links: Links, unique: str, error: type[Exception], send: Callable[[Pipeline, str], None]
 ) -> None:
     other, link = amqp_links(), amqp_links()
     locking = other.channel()

@@ -7,10 +7,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.exceptions import (
-    ChannelError,
-    Unroutable,
-)
+from greenconn.exceptions import ChannelError, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel

@@ -12,10 +12,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import (
-    PublishNacked,
-    RecoverableChannelError,
-)
+from greenconn.exceptions import PublishNacked, RecoverableChannelError
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_relay import RelayFactory
 from tests.fix_wires import until

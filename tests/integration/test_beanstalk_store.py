@@ -14,21 +14,10 @@ import pytest
 from greenconn.broker.port import Claimed, NoQueue, Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import PreconditionFailed
-from greenconn.transport.beanstalk.connection import (
-    DeclarationRefused,
-    JobTooBig,
-    ServerRefuses,
-)
+from greenconn.transport.beanstalk.connection import DeclarationRefused, JobTooBig, ServerRefuses
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_wires import until
-from tests.integration.beanstalk_clients import (
-    SOON,
-    bodies,
-    entry,
-    raw_to,
-    store_at,
-    stores_at,
-)
+from tests.integration.beanstalk_clients import SOON, bodies, entry, raw_to, store_at, stores_at
 
 PLAIN = Declaration()
 

@@ -65,10 +65,7 @@ def test_entities(
 def test_several_bindings(connection: Connection, unique: str) -> None:
     exchange = Exchange(f"{unique}-x", "direct", durable=False, auto_delete=True)
     queue = Queue(
-        unique,
-        bindings=[binding(exchange, "a"), binding(exchange, "b")],
-        durable=False,
-        expires=60,
+        unique, bindings=[binding(exchange, "a"), binding(exchange, "b")], durable=False, expires=60
     )(connection.default_channel)
     queue.declare()
     producer = Producer(connection.default_channel, exchange)

@@ -98,9 +98,7 @@ def test_messages_come_when_they_are_due(
         bind_queue_to_native_delayed_delivery_exchange(connection, queue)
     came: GreenQueue[tuple[Any, float]] = GreenQueue()
     consumer = spawn_consumer(
-        [tasks, other],
-        lambda body, message: came.put((body, monotonic())),
-        connection=connection,
+        [tasks, other], lambda body, message: came.put((body, monotonic())), connection=connection
     )
     assert consumer.wait_ready(CAME)
     began = monotonic()

@@ -112,9 +112,7 @@ def test_a_broadcast_reaches_processes(
 
 
 @pytest.mark.full
-def test_the_web_application_loses_nothing_when_the_broker_restarts(
-    own_rabbitmq: RabbitMQ,
-) -> None:
+def test_the_web_application_loses_nothing_when_the_broker_restarts(own_rabbitmq: RabbitMQ) -> None:
     program = program_with("flask.Flask(")
     requests = (
         "import sys\nwhile sys.stdin.read(1):\n"

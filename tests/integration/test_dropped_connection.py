@@ -104,15 +104,7 @@ def with_publish(url: str, queue: str) -> None:
     greenconn.publish(Queue(queue), {"n": 1}, connection=Connection(url))
 
 
-SHAPES = [
-    only_open,
-    with_channel,
-    with_producer,
-    with_consumer,
-    with_pools,
-    with_get,
-    with_publish,
-]
+SHAPES = [only_open, with_channel, with_producer, with_consumer, with_pools, with_get, with_publish]
 
 
 @pytest.mark.parametrize("use", SHAPES, ids=lambda each: each.__name__)
@@ -215,10 +207,7 @@ def with_expiry(url: str, queue: str) -> None:
     "use", [with_delay, with_delays_of_others, with_expiry], ids=lambda each: each.__name__
 )
 def test_what_waits_on_a_redis_does_not_keep_a_connection(
-    own_redis: RedisServer,
-    unique: str,
-    use: Callable[[str, str], None],
-    links_before: set[int],
+    own_redis: RedisServer, unique: str, use: Callable[[str, str], None], links_before: set[int]
 ) -> None:
     use(own_redis.url, unique)
     assert_closed(links_before)

@@ -81,10 +81,7 @@ FAILURES = {
     "refused": Failure(
         "ContentDisallowed",
         body=b"\x80\x05N.",
-        properties={
-            "content_type": "application/x-python-serialize",
-            "content_encoding": "binary",
-        },
+        properties={"content_type": "application/x-python-serialize", "content_encoding": "binary"},
         attempts=0,
     ),
     "schema": Failure("DecodeError", convert, {"schema": int}, attempts=0),

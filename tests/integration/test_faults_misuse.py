@@ -27,12 +27,7 @@ from greenlet import settrace
 from greenconn.connection import Connection
 from greenconn.defaults import configure, reset
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import (
-    ConnectionBlocked,
-    OperationalError,
-    PublishTimeout,
-    WrongHub,
-)
+from greenconn.exceptions import ConnectionBlocked, OperationalError, PublishTimeout, WrongHub
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.service.rpc import call
@@ -392,10 +387,7 @@ def test_a_blocked_hub_is_reported_by_name_and_survived(
             callbacks: dict[str, Any] = {"callbacks": [note, compute]}
             if how == "on_message":
                 callbacks = {"on_message": whole}
-            with (
-                Consumer(channel, slow, **callbacks),
-                Consumer(channel, fast, callbacks=[quick]),
-            ):
+            with Consumer(channel, slow, **callbacks), Consumer(channel, fast, callbacks=[quick]):
                 both()
                 with suppress(TimeoutError):
                     while True:

@@ -199,10 +199,7 @@ def test_requeues_have_left_when_a_stopped_program_is_killed(
         channel.queue_delete(unique)
 
 
-PUBLISHES = {
-    "connection": "connection.flush()",
-    "channel": "producer.channel.flush()",
-}
+PUBLISHES = {"connection": "connection.flush()", "channel": "producer.channel.flush()"}
 
 
 @pytest.mark.full

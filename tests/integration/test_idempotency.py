@@ -120,10 +120,7 @@ def test_a_renewed_claim_lasts(ids: IdStore) -> None:
     assert ids.claim("a", "ada", LONG) is Claim.NEW
     assert ids.renew("a", "ada", SHORT) is True
     # On a busy machine his claim may end before he renews it; then he claims again.
-    until(
-        lambda: ids.claim("a", "bob", SHORT) is Claim.NEW and ids.renew("a", "bob", LONG),
-        SOON,
-    )
+    until(lambda: ids.claim("a", "bob", SHORT) is Claim.NEW and ids.renew("a", "bob", LONG), SOON)
     gevent.sleep(2 * SHORT)
     assert ids.claim("a", "eve", LONG) is Claim.BUSY
 

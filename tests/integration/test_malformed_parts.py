@@ -311,8 +311,7 @@ STRANGE: list[dict[str, Any]] = [
 def test_rejected_messages_become_dead_letters(connection: Connection, unique: str) -> None:
     dead = f"{unique}-dead"
     queue = greenconn.Queue(
-        unique,
-        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead},
+        unique, queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
     )
     cases = [
         parts

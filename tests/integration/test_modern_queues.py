@@ -12,11 +12,7 @@ from gevent.queue import Queue as GreenQueue
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import (
-    AMQPNotImplementedError,
-    PreconditionFailed,
-    Unroutable,
-)
+from greenconn.exceptions import AMQPNotImplementedError, PreconditionFailed, Unroutable
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
@@ -126,11 +122,7 @@ def test_a_delivery_limit_dead_letters(connection: Connection, declare: Declare)
     message = came.get(timeout=CAME)
     assert tried == [0, 1, 2]
     (death,) = message.headers["x-death"]
-    assert (death["reason"], death["queue"], death["count"]) == (
-        "delivery_limit",
-        queue.name,
-        1,
-    )
+    assert (death["reason"], death["queue"], death["count"]) == ("delivery_limit", queue.name, 1)
     assert consumer.stop(CAME)
 
 

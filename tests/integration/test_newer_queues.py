@@ -131,7 +131,7 @@ def test_a_message_whose_retry_the_broker_delays_holds_up_no_other(
     both_are_there.set()
     # Without the delay the bad one would be first again.
     assert [handled.get(timeout=CAME) for _ in range(5)] == [
-        *(("bad", 0), ("good", 0), ("bad", 1), ("bad", 2), ("bad", 3)),
+        *(("bad", 0), ("good", 0), ("bad", 1), ("bad", 2), ("bad", 3))
     ]
     assert consumer.stop(CAME)
 

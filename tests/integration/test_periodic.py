@@ -91,13 +91,7 @@ class Calls:
     """Processes with the same schedule, and the calls that they made."""
 
     def __init__(
-        self,
-        url: str,
-        name: str,
-        options: dict[str, Any],
-        count: int,
-        period: float,
-        program: str,
+        self, url: str, name: str, options: dict[str, Any], count: int, period: float, program: str
     ) -> None:
         self.processes: dict[int, Running] = {}
         #: Process and time, in the order in which they came here.

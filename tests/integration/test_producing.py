@@ -37,9 +37,7 @@ def test_a_refusal_is_raised_and_not_repeated(
     policy = {**POLICY, "errback": lambda exc, interval: tries.append(exc)}
     producer = Producer(connection)
     full = Queue(
-        unique,
-        exclusive=True,
-        queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"},
+        unique, exclusive=True, queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
     )
     for _ in range(2):
         producer.publish("fits", unique, declare=[full], retry=retry, retry_policy=policy)

@@ -322,13 +322,7 @@ class Audience:
 
 @pytest.mark.parametrize(
     "shardings",
-    [
-        ("off", "off"),
-        ("off", "listen"),
-        ("listen", "listen"),
-        ("listen", "on"),
-        ("on", "on"),
-    ],
+    [("off", "off"), ("off", "listen"), ("listen", "listen"), ("listen", "on"), ("on", "on")],
     ids="-".join,
 )
 def test_fan_out_reaches_all(
@@ -485,10 +479,7 @@ def test_a_shard_channel_is_followed_to_another_node(
 
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["killed", "frozen"])
 def test_a_shard_channel_is_followed_to_a_new_master(
-    own_redis_cluster: RedisCluster,
-    unique: str,
-    is_frozen: bool,
-    caplog: pytest.LogCaptureFixture,
+    own_redis_cluster: RedisCluster, unique: str, is_frozen: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that is frozen keeps its sockets, so only the others can say that it was replaced."""
     cluster = own_redis_cluster

@@ -159,9 +159,7 @@ def test_clean_stop_requeues_at_once(opened: Callable[..., RedisLink]) -> None:
     assert [each and each.body for each in found] == ["0", "1", "2"]
 
 
-def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
-    opened: Callable[..., RedisLink],
-) -> None:
+def test_clean_stop_requeues_what_a_claim_takes_meanwhile(opened: Callable[..., RedisLink]) -> None:
     first, second = opened(lease=60.0), opened(lease=60.0)
     channel = filled(first, 0)
     store = Store()

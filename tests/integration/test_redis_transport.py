@@ -195,10 +195,7 @@ def test_message_that_is_no_envelope(connect: Connect) -> None:
         message.reject()
 
     consumer = greenconn.spawn_consumer(
-        "q",
-        lambda body, message: got.append(body),
-        connection=connection,
-        on_decode_error=refuse,
+        "q", lambda body, message: got.append(body), connection=connection, on_decode_error=refuse
     )
     until(lambda: got)
     assert (got, len(bad)) == (["good"], 2)
@@ -226,8 +223,7 @@ def test_poison_becomes_a_dead_letter(connect: Connect) -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize(
-    ("strategy", "expected"),
-    [("sorted", ["a", "b", "c"]), ("priority", ["c", "a", "b"])],
+    ("strategy", "expected"), [("sorted", ["a", "b", "c"]), ("priority", ["c", "a", "b"])]
 )
 def test_order_of_queues(connect: Connect, strategy: str, expected: list[str], limit: int) -> None:
     connection = connect(queue_order_strategy=strategy)

@@ -322,13 +322,7 @@ def test_a_consumer_that_the_broker_refuses_ends_it(
     said = "\n".join(run.lines) + ended.output
     assert "Traceback" not in said  # as gevent prints that of a greenlet
     # Each process once, or once more if it came back before the other one had ended.
-    assert (
-        said.count("consumer of queue steady failed: ")
-        in {
-            1: (1,),
-            2: (2, 3),
-        }[processes]
-    )
+    assert said.count("consumer of queue steady failed: ") in {1: (1,), 2: (2, 3)}[processes]
 
 
 def test_a_refused_process_is_started_again_while_another_one_serves(

@@ -264,10 +264,7 @@ def test_publishing_without_retries_raises_or_is_done(
     errors: list[BaseException] = []
     with Connection(relay.url, transport_options={"confirm_publish": True}) as connection:
         producer = Producer(connection)
-        losses: tuple[type[BaseException], ...] = (
-            OperationalError,
-            *connection.connection_errors,
-        )
+        losses: tuple[type[BaseException], ...] = (OperationalError, *connection.connection_errors)
 
         def work(number: int) -> None:
             for count in range(100):

@@ -27,15 +27,7 @@ from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.fix_relay import Relay, RelayFactory
 from tests.fix_wires import until
-from tests.integration.recovering import (
-    SOON,
-    Recoveries,
-    consumers_of,
-    exists,
-    lose,
-    send,
-    settled,
-)
+from tests.integration.recovering import SOON, Recoveries, consumers_of, exists, lose, send, settled
 
 
 @pytest.fixture

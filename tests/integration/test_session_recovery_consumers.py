@@ -14,11 +14,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import (
-    ConsumerCancelled,
-    NotFound,
-    PreconditionFailed,
-)
+from greenconn.exceptions import ConsumerCancelled, NotFound, PreconditionFailed
 from greenconn.messaging import Consumer
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle

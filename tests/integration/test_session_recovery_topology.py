@@ -332,11 +332,7 @@ def test_a_queue_that_is_used_before_its_consumer_is_back(
 
 @pytest.mark.full
 def test_the_next_broker_knows_nothing_yet(
-    own_rabbitmq: RabbitMQ,
-    relay_to: RelayFactory,
-    amqp_url: str,
-    other: Connection,
-    unique: str,
+    own_rabbitmq: RabbitMQ, relay_to: RelayFactory, amqp_url: str, other: Connection, unique: str
 ) -> None:
     """Durable or not: what was declared on one is declared on the next."""
     first, second = relay_to(own_rabbitmq.url), relay_to(amqp_url)

@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 
 import greenconn
-from greenconn.exceptions import (
-    ContentTooLarge,
-    NotFound,
-    OperationalError,
-    PreconditionFailed,
-)
+from greenconn.exceptions import ContentTooLarge, NotFound, OperationalError, PreconditionFailed
 from greenconn.transport.SQS import Transport, UndefinedQueueException
 from tests.fix_sqs import Connect
 from tests.integration.contract import SOON
@@ -154,12 +149,7 @@ def test_predefined_queues(sqs_connect: Connect, unique: str) -> None:
     keys = {"access_key_id": "AKIAOTHER", "secret_access_key": "another-secret"}
     connection = sqs_connect(
         predefined_queues={
-            "mail": {
-                "url": url,
-                **keys,
-                "backoff_policy": {1: 600},
-                "backoff_tasks": ["app.flaky"],
-            }
+            "mail": {"url": url, **keys, "backoff_policy": {1: 600}, "backoff_tasks": ["app.flaky"]}
         }
     )
     assert "another-secret" not in repr(connection.transport.options)

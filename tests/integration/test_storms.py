@@ -114,13 +114,7 @@ def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        {Kind.KILL_CLIENT},
-        {Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT},
-    ],
-)
+@pytest.mark.parametrize("kinds", [{Kind.KILL_CLIENT}, {Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT}])
 def test_processes_that_share_a_file_are_killed(kinds: set[Kind], patched: bool) -> None:
     outcome = outcome_of("sqlite", short_plan(6 + patched, frozenset(kinds), processes=1))
     check(outcome)

@@ -10,11 +10,7 @@ import gevent
 import pytest
 
 from greenconn import Connection, Consumer, Exchange, Queue, publish, spawn_consumer
-from greenconn.exceptions import (
-    NotFound,
-    RecoverableChannelError,
-    ResourceLocked,
-)
+from greenconn.exceptions import NotFound, RecoverableChannelError, ResourceLocked
 from greenconn.green.deadline import Deadline
 from tests.fix_relay import Relay
 from tests.fix_wires import until

@@ -292,8 +292,7 @@ def test_readers_that_are_killed_leave_nothing_out(
             until(lambda: any(each for n, each in enumerate(lines) if n not in ended))
             # One that reads: whatever it has not stored is read by the next one.
             active = max(
-                (n for n in range(4) if n not in ended),
-                key=lambda n: max(lines[n], default=-1),
+                (n for n in range(4) if n not in ended), key=lambda n: max(lines[n], default=-1)
             )
             programs[active].process.kill()
             ended.add(active)

@@ -157,11 +157,7 @@ def test_failed_message_becomes_a_dead_letter(connection: Connection, unique: st
         raise KeyError("no such article")
 
     consumer = greenconn.spawn_consumer(
-        unique,
-        handle,
-        connection=connection,
-        dead_letter=True,
-        retry=Retry(tries=2, delay=0.01),
+        unique, handle, connection=connection, dead_letter=True, retry=Retry(tries=2, delay=0.01)
     )
     assert consumer.wait_ready(SOON)
     greenconn.publish(

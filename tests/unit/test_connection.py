@@ -12,11 +12,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.connection import (
-    BrokerConnection,
-    Connection,
-    PooledConnection,
-)
+from greenconn.connection import BrokerConnection, Connection, PooledConnection
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until

@@ -20,9 +20,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
-def test_a_state_is_written_where_only_this_user_reads_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_state_is_written_where_only_this_user_reads_it(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "greenconn.transport.virtual"):
         path = Path(emergency_dump_state({"messages": [1]}))
     assert pickle.loads(path.read_bytes()) == {"messages": [1]}

@@ -10,17 +10,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.entity import (
-    Exchange,
-    Queue,
-    binding,
-    maybe_declare,
-)
-from greenconn.exceptions import (
-    ContentDisallowed,
-    PreconditionFailed,
-    RecoverableConnectionError,
-)
+from greenconn.entity import Exchange, Queue, binding, maybe_declare
+from greenconn.exceptions import ContentDisallowed, PreconditionFailed, RecoverableConnectionError
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
 
 

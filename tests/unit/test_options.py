@@ -213,10 +213,7 @@ def test_text_and_none() -> None:
         ({"heartbeat": "none"}, "heartbeat must be .* got 'none'"),
         ({"connect_timeout": "x"}, "must be a number, or none, got 'x'$"),
         ({"channel_max": "1.5"}, "channel_max must be an integer, or none, got '1.5'$"),
-        (
-            {"heartbeet": "10"},
-            r"option 'heartbeet' in the URL: did you mean 'heartbeat'\?$",
-        ),
+        ({"heartbeet": "10"}, r"option 'heartbeet' in the URL: did you mean 'heartbeat'\?$"),
         ({"zzz": "1"}, r"option 'zzz' in the URL: known: .*heartbeat.*ssl"),
     ],
 )

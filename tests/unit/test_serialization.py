@@ -15,12 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenconn import serialization
-from greenconn.exceptions import (
-    ContentDisallowed,
-    DecodeError,
-    EncodeError,
-    SerializerNotInstalled,
-)
+from greenconn.exceptions import ContentDisallowed, DecodeError, EncodeError, SerializerNotInstalled
 from greenconn.jsoncodec import encode_body
 from greenconn.serialization import (
     SerializerRegistry,

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shares import (
-    CORE,
-    OVER_IT,
-    chosen_files,
-    chosen_kind,
-    depends_on_server,
-    is_core,
-)
+from tests.shares import CORE, OVER_IT, chosen_files, chosen_kind, depends_on_server, is_core
 
 ROOT = Path(__file__).resolve().parents[2]
 

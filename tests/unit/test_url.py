@@ -69,10 +69,7 @@ def parts(scheme: str, **kwargs: Any) -> urlparts:
             "amqps://us%40er:p%2F%3A%23%3F%3Bw@h:1/a%20b",
             parts("amqps", hostname="h", port=1, username="us@er", password="p/:#?;w", path="a b"),
         ),
-        (
-            "amqp://u:^p{w}|<1>@h",
-            parts("amqp", hostname="h", username="u", password="^p{w}|<1>"),
-        ),
+        ("amqp://u:^p{w}|<1>@h", parts("amqp", hostname="h", username="u", password="^p{w}|<1>")),
         (
             "redis+socket:///tmp/r.sock?virtual_host=3",
             parts("redis+socket", path="tmp/r.sock", query={"virtual_host": "3"}),

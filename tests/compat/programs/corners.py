@@ -8,14 +8,7 @@ import pickle
 import zlib
 from typing import Any
 
-from tests.compat.programs.library import (
-    Library,
-    Names,
-    as_kombu_writes,
-    drain,
-    fetch,
-    outcome,
-)
+from tests.compat.programs.library import Library, Names, as_kombu_writes, drain, fetch, outcome
 
 
 def bodies_of_all_kinds(lib: Library, connection: Any, names: Names) -> Any:

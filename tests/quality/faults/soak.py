@@ -298,10 +298,7 @@ class Memory:
 
 
 def soak(
-    target: Target,
-    seconds: float,
-    interval: float,
-    tell: Callable[[str], Any] = lambda text: None,
+    target: Target, seconds: float, interval: float, tell: Callable[[str], Any] = lambda text: None
 ) -> Figures:
     """Run for so long, with a cut every *interval* seconds.  May switch."""
     figures = Figures(target.name)

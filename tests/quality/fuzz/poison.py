@@ -59,10 +59,7 @@ AMQP: list[tuple[bytes, bytes]] = [
             b"F" + bytes(4),
         )
     ),
-    (
-        _block("application/json", "utf-8", _field("x-death", _long(b"x"))),
-        b"not json",
-    ),
+    (_block("application/json", "utf-8", _field("x-death", _long(b"x"))), b"not json"),
 ]
 
 

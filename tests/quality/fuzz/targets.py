@@ -197,11 +197,7 @@ def amqp_connections(data: bytes) -> None:
 # Redis
 
 
-@target(
-    st.lists(_ODD_REPLIES, max_size=12),
-    [[reply] * 20 for reply in corpus.ODD_REPLIES],
-    cost=5,
-)
+@target(st.lists(_ODD_REPLIES, max_size=12), [[reply] * 20 for reply in corpus.ODD_REPLIES], cost=5)
 def redis_connections(replies: list[bytes]) -> None:
     """A Redis that answers anything: each call ends as documented."""
     converse(replies)

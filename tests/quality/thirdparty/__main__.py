@@ -49,10 +49,7 @@ PARTS: Final = {
     "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
     "flower": Part(run=flower_part.run, ways=(KOMBU, CONTRIB)),
     "dramatiq": Part(
-        run=dramatiq_part.run,
-        ways=(OWN, CONTRIB),
-        timeout=900.0,
-        explained=dramatiq_part.EXPLAINED,
+        run=dramatiq_part.run, ways=(OWN, CONTRIB), timeout=900.0, explained=dramatiq_part.EXPLAINED
     ),
     "django": Part(run=django_part.run, ways=(OWN, CONTRIB), explained=django_part.EXPLAINED),
     "celery": Part(run=celery_part.run, ways=KOMBUS, timeout=3600.0),

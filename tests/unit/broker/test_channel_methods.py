@@ -216,11 +216,7 @@ def test_it_makes_room_for_the_next_one(channel: Channel, held: Any) -> None:
     "why", ["no such step", "no delay", "copies", "another queue", "closed", "lost", "settled"]
 )
 def test_a_message_that_is_not_replaced(
-    channel: Channel,
-    fake_broker: FakeBroker,
-    held: Any,
-    why: str,
-    monkeypatch: pytest.MonkeyPatch,
+    channel: Channel, fake_broker: FakeBroker, held: Any, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later, queue = delayed(channel), "q"
     if why == "no such step":

@@ -12,11 +12,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.consuming import Consumer, Prefetch
 from greenconn.broker.deliveries import Deliveries
 from greenconn.broker.link import StoreLink
-from greenconn.exceptions import (
-    PreconditionFailed,
-    RecoverableConnectionError,
-    WrongHub,
-)
+from greenconn.exceptions import PreconditionFailed, RecoverableConnectionError, WrongHub
 from tests.unit.broker.conftest import Opener
 
 

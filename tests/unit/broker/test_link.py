@@ -219,10 +219,7 @@ def test_entries(link: StoreLink) -> None:
         return [(each.queue, each.priority, each.delay, each.lifetime) for each in found]
 
     assert entries() == [("plain", 0, 1.5, None), ("rules", 0, 1.5, 2.0)]
-    assert entries(priority=9, expiration="500") == [
-        ("plain", 9, 1.5, 0.5),
-        ("rules", 5, 1.5, 0.5),
-    ]
+    assert entries(priority=9, expiration="500") == [("plain", 9, 1.5, 0.5), ("rules", 5, 1.5, 0.5)]
     assert entries(priority="3", expiration="9000") == [
         ("plain", 3, 1.5, 9.0),
         ("rules", 3, 1.5, 2.0),

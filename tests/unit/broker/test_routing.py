@@ -7,12 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.exchanges import (
-    Binding,
-    BrokerState,
-    DirectTopology,
-    Routing,
-)
+from greenconn.broker.exchanges import Binding, BrokerState, DirectTopology, Routing
 from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 

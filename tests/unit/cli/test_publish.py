@@ -44,7 +44,7 @@ def test_headers_and_properties(command: Command, url: str, connection: Connecti
     assert message.headers == {"kind": "a=b", "count": 5, "tags": ["x", None]}
     properties = message.properties
     assert [properties[name] for name in ("correlation_id", "reply_to", "type", "app_id")] == [
-        *("c", "r", "t", "shell"),
+        *("c", "r", "t", "shell")
     ]
     assert (properties["delivery_mode"], properties["priority"]) == (1, 3)
     assert (properties["message_id"], properties["expiration"]) == ("m", "60000")
@@ -80,10 +80,7 @@ def test_an_exchange(command: Command, url: str, connection: Connection) -> None
     events = Exchange("events", type="topic")
     Queue("q", events, routing_key="user.*")(connection.default_channel).declare()
     ended = command("publish", "user.new", "one", "-x", "events", "-u", url)
-    assert (ended.code, ended.complaint) == (
-        0,
-        "published 1 message to 'events' with 'user.new'",
-    )
+    assert (ended.code, ended.complaint) == (0, "published 1 message to 'events' with 'user.new'")
     ended = command("publish", "order.new", "two", "-x", "events", "-u", url)
     assert ended.code == 1
     assert "'events'" in ended.complaint

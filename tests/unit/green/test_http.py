@@ -530,13 +530,7 @@ def test_lines_come_one_by_one(server: Start, web: Make) -> None:
         with pytest.raises(TimeoutError, match="no line within"):
             feed.line(Deadline(0.01))
         go_on.set()
-        assert [feed.line(Deadline(WAIT)) for _ in range(5)] == [
-            b"two",
-            b"",
-            b"three",
-            None,
-            None,
-        ]
+        assert [feed.line(Deadline(WAIT)) for _ in range(5)] == [b"two", b"", b"three", None, None]
 
 
 def test_lines_that_are_cut_are_distinguished_from_their_end(server: Start, web: Make) -> None:

@@ -122,9 +122,7 @@ def test_a_hub_that_stays_awake_does_not_wait() -> None:
     end.close()
 
 
-def test_an_object_belongs_to_the_thread_of_its_first_use(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_object_belongs_to_the_thread_of_its_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     affinity = HubAffinity()
     assert affinity.hub is get_hub()
     affinity.check("x")

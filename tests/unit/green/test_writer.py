@@ -348,10 +348,7 @@ def test_a_slow_loop_that_only_writes_little_lets_the_others_run_too(paced_line:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(
-    st.lists(st.integers(0, 30_000) | st.just(300_000), max_size=40),
-    st.integers(0, 1 << 32),
-)
+@given(st.lists(st.integers(0, 30_000) | st.just(300_000), max_size=40), st.integers(0, 1 << 32))
 def test_bytes_leave_in_the_order_of_the_writes(sizes: list[int], seed: int) -> None:
     wire = Wire()
     line = Line(wire)

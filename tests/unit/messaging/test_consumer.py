@@ -376,12 +376,7 @@ def test_recovery_declares_limits_and_consumes_with_the_same_tags(
         "queue_bind",
         "queue_declare",
     ]
-    assert new.methods == [
-        "basic_qos",
-        "basic_qos",
-        "basic_consume",
-        "basic_consume",
-    ]
+    assert new.methods == ["basic_qos", "basic_qos", "basic_consume", "basic_consume"]
     assert consumer.queues[0] is queue
     assert queue.channel is new
 

@@ -136,11 +136,7 @@ def test_what_producers_take_and_this_does_not_is_explained() -> None:
         (b"bytes", {}, ("application/data", "binary")),
         ("<a/>", {"content_type": "text/xml"}, ("text/xml", "utf-8")),
         (b"\xff", {"content_type": "image/png"}, ("image/png", "binary")),
-        (
-            "ä",
-            {"content_type": "text/xml", "content_encoding": "latin-1"},
-            ("text/xml", "latin-1"),
-        ),
+        ("ä", {"content_type": "text/xml", "content_encoding": "latin-1"}, ("text/xml", "latin-1")),
     ],
 )
 def test_content_types(body: Any, options: Any, content: tuple[str, str]) -> None:

@@ -82,11 +82,7 @@ def unique_memory() -> Iterator[str]:
             TypeError,
             r"App.consumer\(\) has no option 'concurency'; did you mean 'concurrency'",
         ),
-        (
-            lambda app: app.consumer("mail", concurrency=0)(print),
-            ValueError,
-            "concurrency must be",
-        ),
+        (lambda app: app.consumer("mail", concurrency=0)(print), ValueError, "concurrency must be"),
         (lambda app: app.consumer(3)(print), TypeError, "queue must be a name"),
         (
             lambda app: app.consumer("mail")(lambda body: None),

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenconn.exceptions import AccessRefused, NotAllowed
-from greenconn.session.connect import (
-    Attempt,
-    AttemptState,
-    is_lockout,
-    is_refusal,
-)
+from greenconn.session.connect import Attempt, AttemptState, is_lockout, is_refusal
 
 
 class Ended(list[AttemptState]):

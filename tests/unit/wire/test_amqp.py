@@ -460,10 +460,7 @@ def outcome(parser: FrameParser, pieces: Iterator[bytes]) -> list[Method] | str:
     st.sampled_from([(4096, 1 << 20), (4096, 100), (0, 200)]),
 )
 def test_whatever_is_wrong_is_found_in_one_piece_as_it_is_byte_by_byte(
-    messages: list[tuple[int, tuple[object, ...]]],
-    at: int,
-    change: bytes,
-    limits: tuple[int, int],
+    messages: list[tuple[int, tuple[object, ...]]], at: int, change: bytes, limits: tuple[int, int]
 ) -> None:
     data = bytearray(b"".join(each for message in messages for each, _ in frames_of(*message)))
     at %= len(data)

@@ -12,9 +12,7 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.defaults import configure, default_connection
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import (
-    NotFound,
-)
+from greenconn.exceptions import NotFound
 from greenconn.publishing import publish
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.fix_wires import until

@@ -11,13 +11,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green.hub import yield_to_hub
-from greenconn.worker.dispatch import (
-    BatchDispatcher,
-    Dispatcher,
-    MessageBatch,
-    Worker,
-    WorkerPool,
-)
+from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, MessageBatch, Worker, WorkerPool
 from tests.fix_wires import until
 
 #: Dispatchers that get a message in one turn of the hub.

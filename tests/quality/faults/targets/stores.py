@@ -139,10 +139,7 @@ class CouchTarget(StoreTarget):
 
 @contextmanager
 def _target(
-    name: str,
-    make: Callable[[Keeper], _Owned],
-    rate: float,
-    kind: type[StoreTarget] = StoreTarget,
+    name: str, make: Callable[[Keeper], _Owned], rate: float, kind: type[StoreTarget] = StoreTarget
 ) -> Iterator[StoreTarget]:
     with Keeper() as keeper:
         server = make(keeper)

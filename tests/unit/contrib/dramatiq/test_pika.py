@@ -78,11 +78,7 @@ def test_pikas_own_objects_are_read() -> None:
             "credentials": pika.PlainCredentials("ada", "pw"),
             "ssl_options": pika.SSLOptions(context, "name"),
         }
-    ) == {
-        "userid": "ada",
-        "password": "pw",
-        "ssl": {"context": context, "server_hostname": "name"},
-    }
+    ) == {"userid": "ada", "password": "pw", "ssl": {"context": context, "server_hostname": "name"}}
     external = pika.credentials.ExternalCredentials()
     assert connection_arguments({"credentials": external}) == {"login_method": "EXTERNAL"}
 

@@ -41,8 +41,7 @@ def test_round_trip(as_base64: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
-    ["", "plain", "abcd", '{"Records": []}', "[1]", "{", "é", "\U0001f600", "{" * 3000],
+    "body", ["", "plain", "abcd", '{"Records": []}', "[1]", "{", "é", "\U0001f600", "{" * 3000]
 )
 def test_foreign_messages_are_their_text(body: str) -> None:
     claimed = taken(body)

@@ -115,10 +115,7 @@ def test_the_rest_is_rejected_so_that_many_are_requeued_by_one_nack(scene: Scene
     for tag in range(2, count + 2):
         scene.acks.requeue_unseen(tag)
     scene.acks.finish_requeues(rejects_rest=True)
-    assert scene.writer.answers == [
-        (REJECT, 1, 1),
-        (NACK, count + 1, REQUEUE | MULTIPLE),
-    ]
+    assert scene.writer.answers == [(REJECT, 1, 1), (NACK, count + 1, REQUEUE | MULTIPLE)]
 
 
 def test_after_the_end_of_the_channel_nothing_is_written(scene: Scene) -> None:

@@ -15,10 +15,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.consuming import WINDOW
-from greenconn.exceptions import (
-    RecoverableChannelError,
-    RecoverableConnectionError,
-)
+from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport import hooks, virtual

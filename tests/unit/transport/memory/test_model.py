@@ -242,7 +242,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "x-max-length": LIMIT,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": "three",
-    },
+    }
 }
 
 #: What may happen; the frequent ones stand here more than once.

@@ -37,11 +37,7 @@ def address(*args: Any, **kwargs: Any) -> Address:
         ("mongodb:///mail", "mongodb://127.0.0.1/mail", "mail"),
         ("mongodb://db", "mongodb://db", "kombu_default"),
         ("mongodb://db/", "mongodb://db/", "kombu_default"),
-        (
-            "mongodb://a:1,b:2/mail?replicaSet=rs0",
-            "mongodb://a:1,b:2/mail?replicaSet=rs0",
-            "mail",
-        ),
+        ("mongodb://a:1,b:2/mail?replicaSet=rs0", "mongodb://a:1,b:2/mail?replicaSet=rs0", "mail"),
         ("mongodb+srv://db.example.org/mail", "mongodb+srv://db.example.org/mail", "mail"),
     ],
 )

@@ -201,9 +201,7 @@ def test_what_passes_ends_the_connection_to_a_single_server(text: str) -> None:
 
 
 def test_what_goes_on_in_the_background_outlives_an_outage(
-    cluster_links: ClusterLinks,
-    scripted_cluster: ScriptedCluster,
-    caplog: pytest.LogCaptureFixture,
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Messages expire, and delayed ones are delivered, when the slot is served again."""
     link = cluster_links(reply_timeout=0.2)

@@ -88,10 +88,7 @@ enter("Queue.queue_declare(passive=True)", lambda pair: pair.queue.queue_declare
 enter("Queue.queue_bind", lambda pair: pair.queue.queue_bind())
 enter(
     "Queue.bind_to, unbind_from",
-    lambda pair: (
-        pair.queue.bind_to(pair.other, "key"),
-        pair.queue.unbind_from(pair.other, "key"),
-    ),
+    lambda pair: (pair.queue.bind_to(pair.other, "key"), pair.queue.unbind_from(pair.other, "key")),
 )
 enter("Queue.queue_unbind", lambda pair: pair.queue.queue_unbind())
 enter("Queue.purge", lambda pair: pair.queue.purge())
@@ -107,9 +104,6 @@ enter(
     ),
     fits=lambda target: target.speaks_amqp,
 )
-enter(
-    "binding.bind, unbind",
-    bound_and_unbound,
-)
+enter("binding.bind, unbind", bound_and_unbound)
 enter("maybe_declare", declared_anew)
 enter("maybe_declare(retry=True)", retried)

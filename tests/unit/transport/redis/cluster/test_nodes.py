@@ -9,12 +9,7 @@ import pytest
 
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.errors import LinkLost, NotRedis
-from greenconn.transport.redis.nodes import (
-    AnyNode,
-    ClusterUnreachable,
-    Place,
-    place_named,
-)
+from greenconn.transport.redis.nodes import AnyNode, ClusterUnreachable, Place, place_named
 from greenconn.transport.redis.pipeline import ENDLESS, ignore
 from greenconn.transport.redis.server import Address, Login, open_pipeline
 from greenconn.wire.resp import ErrorReply, pack
@@ -110,9 +105,7 @@ def test_a_silent_seed_may_take_all_of_the_time_of_an_attempt_to_connect(
     assert [each.port for each in asked] == [scripted_cluster.nodes[0].place.port]
 
 
-def test_all_that_were_asked_are_named_when_none_answers(
-    scripted_cluster: ScriptedCluster,
-) -> None:
+def test_all_that_were_asked_are_named_when_none_answers(scripted_cluster: ScriptedCluster) -> None:
     for each in scripted_cluster.nodes:
         each.peer.stop()
     nodes = scripted_cluster.client(scripted_cluster.nodes)

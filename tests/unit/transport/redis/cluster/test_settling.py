@@ -10,14 +10,7 @@ from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.wire.resp import ErrorReply, pack
-from tests.fix_redis_nodes import (
-    Answer,
-    ClusterLink,
-    ClusterLinks,
-    ScriptedCluster,
-    empty,
-    on_node,
-)
+from tests.fix_redis_nodes import Answer, ClusterLink, ClusterLinks, ScriptedCluster, empty, on_node
 from tests.fix_wires import until
 
 CAME = 30.0

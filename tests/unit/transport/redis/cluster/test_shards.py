@@ -9,11 +9,7 @@ import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.fanout import (
-    Fanout,
-    Shards,
-    glob,
-)
+from greenconn.transport.redis.fanout import Fanout, Shards, glob
 from greenconn.transport.redis.options import Keys, RedisOptions
 from greenconn.transport.redis.pipeline import Commands
 from tests.fix_redis_nodes import Answer, ScriptedCluster, ScriptedNode, bulk

@@ -10,11 +10,7 @@ import pytest
 
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.errors import LinkLost, NodeLost
-from greenconn.transport.redis.nodes import (
-    SlotPipeline,
-    SlotState,
-    may_repeat,
-)
+from greenconn.transport.redis.nodes import SlotPipeline, SlotState, may_repeat
 from greenconn.transport.redis.scripts import CLAIM, MOVE, PUSH, Scripts
 from greenconn.wire.resp import pack
 from tests.fix_redis_nodes import Answer, ScriptedCluster, ScriptedNode, bulk, plain
