@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from gevent.event import Event
 from greenconn import defaults
 from greenconn.connection import Connection
 from greenconn.transport import memory
-from greenconn.worker import stop_consumers
+from greenconn.worker import ConsumerGreenlet, spawn_consumer, stop_consumers
 from tests.fix_wires import until
 
-__all__ = ["CAME", "Broker", "RecordingHandler", "until"]
+__all__ = ["CAME", "Broker", "Recorder", "Spawn", "until"]
+
+Spawn = Callable[..., ConsumerGreenlet]
 
 #: Seconds in which what must come comes.
 CAME = 30.0
@@ -55,7 +58,7 @@ class Broker:
         return None if message is None else message.payload
 
 
-class RecordingHandler:
+class Recorder:
     """A handler that records its messages, and can be made to wait or fail.
 
     Attributes:
@@ -110,6 +113,12 @@ def connection(url: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
+def spawn(connection: Connection) -> Spawn:
+    """Spawn a consumer of that connection."""
+    return partial(spawn_consumer, connection=connection)
+
+
+@pytest.fixture
 def broker(url: str) -> Iterator[Broker]:
     """The broker, over a connection of its own."""
     broker = Broker(url)
@@ -118,6 +127,6 @@ def broker(url: str) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def seen() -> RecordingHandler:
+def seen() -> Recorder:
     """A handler."""
-    return RecordingHandler()
+    return Recorder()

@@ -16,11 +16,11 @@ from greenconn.exceptions import NotFound
 from greenconn.publishing import publish
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.fix_wires import until
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
+from tests.unit.worker.conftest import CAME, Broker, Recorder, Spawn
 
 
 def test_it_returns_at_once_and_reports_when_it_is_ready(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
     consumer = spawn_consumer("mail", seen, connection=connection)
     assert not connection.connected
@@ -31,8 +31,8 @@ def test_it_returns_at_once_and_reports_when_it_is_ready(
     assert broker.consumers("mail") == 1
 
 
-def test_it_is_a_greenlet(connection: Connection, seen: RecordingHandler) -> None:
-    consumer = spawn_consumer("mail", seen, connection=connection, name="postman")
+def test_it_is_a_greenlet(spawn: Spawn, seen: Recorder) -> None:
+    consumer = spawn("mail", seen, name="postman")
     assert isinstance(consumer, gevent.Greenlet)
     assert isinstance(consumer, ConsumerGreenlet)
     assert consumer.name == "greenconn:consumer:postman"
@@ -47,9 +47,9 @@ def test_it_is_a_greenlet(connection: Connection, seen: RecordingHandler) -> Non
     until(lambda: linked == [consumer])
 
 
-def test_numbers(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
+def test_numbers(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     broker.declare("mail")
-    consumer = spawn_consumer("mail", seen, connection=connection, concurrency=2)
+    consumer = spawn("mail", seen, concurrency=2)
     assert consumer.stats() == {
         "state": "starting",
         "received": 0,
@@ -76,29 +76,27 @@ def test_numbers(connection: Connection, broker: Broker, seen: RecordingHandler)
     assert consumer.stats()["in_flight"] == 0
 
 
-def test_a_queue_that_exists_is_used_as_it_is(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_a_queue_that_exists_is_used_as_it_is(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     broker.declare("odd", **{"x-max-length": 7})
-    assert spawn_consumer("odd", seen, connection=connection).wait_ready(CAME)
+    assert spawn("odd", seen).wait_ready(CAME)
 
 
 def test_a_queue_object_is_declared_with_its_bindings(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     queue = Queue("video", Exchange("media", "topic"), "video.#")
-    assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
+    assert spawn(queue, seen).wait_ready(CAME)
     broker.connection.Producer().publish("x", exchange="media", routing_key="video.short")
     seen.wait(1)
 
 
 def test_an_error_in_a_program_ends_it_with_its_traceback(
-    connection: Connection, seen: RecordingHandler, caplog: pytest.LogCaptureFixture
+    spawn: Spawn, seen: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     def on_declared(*declared: object) -> None:
         raise KeyError(50)
 
-    consumer = spawn_consumer(Queue("q", on_declared=on_declared), seen, connection=connection)
+    consumer = spawn(Queue("q", on_declared=on_declared), seen)
     with pytest.raises(KeyError):
         consumer.get(timeout=CAME)
     (record,) = [each for each in caplog.records if "q failed" in each.getMessage()]
@@ -106,10 +104,8 @@ def test_an_error_in_a_program_ends_it_with_its_traceback(
     assert "in on_declared" in record.exc_text
 
 
-def test_a_refusal_is_reported_without_our_own_frames(
-    connection: Connection, seen: RecordingHandler
-) -> None:
-    consumer = spawn_consumer("missing", seen, connection=connection, passive=True)
+def test_a_refusal_is_reported_without_our_own_frames(spawn: Spawn, seen: Recorder) -> None:
+    consumer = spawn("missing", seen, passive=True)
     for ask in (consumer.wait_ready, consumer.get):
         with pytest.raises(NotFound, match="no queue 'missing'") as info:
             ask(timeout=CAME)
@@ -119,9 +115,9 @@ def test_a_refusal_is_reported_without_our_own_frames(
 
 
 def test_a_message_that_comes_while_all_workers_leave_is_not_forgotten(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    spawn_consumer("q", seen, connection=connection, concurrency=3).wait_ready(CAME)
+    spawn("q", seen, concurrency=3).wait_ready(CAME)
     for number in range(300):
         broker.publish("q", number)
         if number % 3 == 0:
@@ -130,7 +126,7 @@ def test_a_message_that_comes_while_all_workers_leave_is_not_forgotten(
 
 
 def test_a_handler_may_do_what_it_likes(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
     broker.declare("more")
     broker.publish("more", "waiting")
@@ -150,7 +146,7 @@ def test_a_handler_may_do_what_it_likes(
     seen.wait(2)
 
 
-def test_the_default_connection(url: str, broker: Broker, seen: RecordingHandler) -> None:
+def test_the_default_connection(url: str, broker: Broker, seen: Recorder) -> None:
     configure(url)
     consumer = spawn_consumer("q", seen)
     assert consumer.wait_ready(CAME)
@@ -161,13 +157,13 @@ def test_the_default_connection(url: str, broker: Broker, seen: RecordingHandler
     assert default_connection("consume").connected
 
 
-def test_a_url(url: str, broker: Broker, seen: RecordingHandler) -> None:
+def test_a_url(url: str, broker: Broker, seen: Recorder) -> None:
     spawn_consumer("q", seen, connection=url).wait_ready(CAME)
     publish("q", "hello", connection=url)
     seen.wait(1)
 
 
-def test_what_one_handler_sets_is_not_the_next_ones(connection: Connection, broker: Broker) -> None:
+def test_what_one_handler_sets_is_not_the_next_ones(spawn: Spawn, broker: Broker) -> None:
     request: ContextVar[Any] = ContextVar("request", default="none")
     found: list[Any] = []
 
@@ -178,18 +174,18 @@ def test_what_one_handler_sets_is_not_the_next_ones(connection: Connection, brok
         assert request.get() == body
 
     request.set("of the program")
-    spawn_consumer("q", handler, connection=connection).wait_ready(CAME)
+    spawn("q", handler).wait_ready(CAME)
     broker.publish("q", *range(5))
     until(lambda: len(found) == 5)
     assert found == ["of the program"] * 5
 
 
 def test_priority_and_arguments_reach_the_broker(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    low = spawn_consumer("q", seen, connection=connection, tag_prefix="low.")
-    other = RecordingHandler()
-    high = spawn_consumer("q", other, connection=connection, priority=9)
+    low = spawn("q", seen, tag_prefix="low.")
+    other = Recorder()
+    high = spawn("q", other, priority=9)
     assert low.wait_ready(CAME)
     assert high.wait_ready(CAME)
     broker.publish("q", *range(10))
@@ -202,7 +198,7 @@ def test_priority_and_arguments_reach_the_broker(
 
 
 def test_a_message_without_need_of_an_ack(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
     broker.declare("q")
     broker.publish("q", *range(1000))
@@ -216,7 +212,7 @@ def test_a_message_without_need_of_an_ack(
 
 
 def test_no_prefetch_has_a_connection_of_its_own_too(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
     broker.declare("q")
     broker.publish("q", *range(1000))
@@ -230,7 +226,7 @@ def test_no_prefetch_has_a_connection_of_its_own_too(
 
 @pytest.mark.parametrize("options", [{}, {"no_ack": True}, {"prefetch_count": 0}])
 def test_closing_the_connection_stops_its_consumers(
-    url: str, broker: Broker, seen: RecordingHandler, options: dict[str, Any]
+    url: str, broker: Broker, seen: Recorder, options: dict[str, Any]
 ) -> None:
     broker.declare("q")
     broker.publish("q", *range(3))
@@ -250,7 +246,7 @@ def test_closing_the_connection_stops_its_consumers(
     assert consumer.get(block=False)["state"] == "stopped"
 
 
-def test_closing_at_once(url: str, seen: RecordingHandler) -> None:
+def test_closing_at_once(url: str, seen: Recorder) -> None:
     with Connection(url) as connection:
         consumer = spawn_consumer("q", seen, connection=connection)
     assert consumer.wait_ready(CAME) is False
@@ -259,7 +255,7 @@ def test_closing_at_once(url: str, seen: RecordingHandler) -> None:
     assert not connection.connected
 
 
-def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: RecordingHandler) -> None:
+def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: Recorder) -> None:
     connection = Connection(url)
     connection.connect()
     connection.close()
@@ -270,9 +266,7 @@ def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: Recordin
     assert consumer.get(block=False)["state"] == "stopped"
 
 
-def test_the_loop_of_a_busy_handler_lets_others_run(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_the_loop_of_a_busy_handler_lets_others_run(spawn: Spawn, broker: Broker) -> None:
     ticks: list[int] = []
 
     def tick() -> None:
@@ -290,7 +284,7 @@ def test_the_loop_of_a_busy_handler_lets_others_run(
     broker.declare("q")
     broker.publish("q", *range(2000))
     ticking = gevent.spawn(tick)
-    spawn_consumer("q", handler, connection=connection, prefetch_count=2000).wait_ready(CAME)
+    spawn("q", handler, prefetch_count=2000).wait_ready(CAME)
     until(lambda: len(handled) == 2000)
     ticking.kill()
     assert len({each for each in ticks if 0 < each < 2000}) >= 3

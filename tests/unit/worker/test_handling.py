@@ -14,15 +14,17 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.connection import Connection
 from greenconn.exceptions import ContentDisallowed
 from greenconn.options import Retry
-from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, spawn_consumer
+from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted
 from greenconn.worker.handling import Handling
 from greenconn.worker.options import ConsumerOptions
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import until
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
+from tests.unit.worker.conftest import CAME, Broker, Recorder, Spawn
+
+#: What was logged.
+Records = list[logging.LogRecord]
 
 
 class Boom(Exception):
@@ -36,27 +38,27 @@ def queues(broker: Broker) -> None:
     broker.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
 
 
-class Records(logging.Handler):
+class KeepingHandler(logging.Handler):
     """Keeps what is logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.all: list[logging.LogRecord] = []
+        self.all: Records = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.all.append(record)
 
 
 @pytest.fixture
-def failures() -> Iterator[list[logging.LogRecord]]:
+def failures() -> Iterator[Records]:
     """What the library logs of consumers, from warnings up."""
-    logger, records = logging.getLogger("greenconn.worker"), Records()
+    logger, records = logging.getLogger("greenconn.worker"), KeepingHandler()
     logger.addHandler(records)
     yield records.all
     logger.removeHandler(records)
 
 
-def of(records: list[logging.LogRecord], text: str) -> list[str]:
+def of(records: Records, text: str) -> list[str]:
     """The messages of *records* that have *text*."""
     return [each.getMessage() for each in records if text in each.getMessage()]
 
@@ -71,21 +73,16 @@ def count(consumer: ConsumerGreenlet, **expected: int) -> None:
 
 
 def test_each_failure_is_logged_once(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    spawn: Spawn, broker: Broker, seen: Recorder, failures: Records
 ) -> None:
     seen.error = Boom()
     broker.publish("q", *range(5))
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     count(consumer, rejected=5)
     assert len(failures) == len([each for each in failures if each.exc_info]) == 5
 
 
-def test_on_error_may_settle_the_message(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_on_error_may_settle_the_message(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     judged: list[Any] = []
 
     def judge(message: Any, exc: BaseException) -> None:
@@ -94,7 +91,7 @@ def test_on_error_may_settle_the_message(
 
     seen.error = Boom()
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", seen, connection=connection, on_error=judge)
+    consumer = spawn("q", seen, on_error=judge)
     count(consumer, failed=1, rejected=0)
     until(lambda: judged == [("x", seen.error)])
     assert consumer.stop(CAME)
@@ -103,11 +100,7 @@ def test_on_error_may_settle_the_message(
 
 @pytest.mark.parametrize("raises", [False, True, "timeout"])
 def test_what_a_judge_leaves_is_rejected(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
-    raises: Any,
+    spawn: Spawn, broker: Broker, seen: Recorder, failures: Records, raises: Any
 ) -> None:
     def judge(message: Any, exc: BaseException) -> None:
         if raises:
@@ -115,16 +108,14 @@ def test_what_a_judge_leaves_is_rejected(
 
     seen.error = Boom()
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", seen, connection=connection, on_error=judge)
+    consumer = spawn("q", seen, on_error=judge)
     count(consumer, failed=1, rejected=1)
     assert broker.ready("dead") == 1
     assert len([each for each in failures if each.exc_info]) == 1 + bool(raises)
 
 
 @pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
-def test_a_handler_that_settled_is_left_alone(
-    connection: Connection, broker: Broker, answer: str
-) -> None:
+def test_a_handler_that_settled_is_left_alone(spawn: Spawn, broker: Broker, answer: str) -> None:
     calls: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -134,7 +125,7 @@ def test_a_handler_that_settled_is_left_alone(
             raise Boom
 
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", handler, connection=connection, retry=Retry(tries=5, delay=0))
+    consumer = spawn("q", handler, retry=Retry(tries=5, delay=0))
     until(lambda: len(calls) >= (2 if answer == "requeue" else 1))
     count(consumer, failed=1, retried=0, rejected=0, requeued=0)
     calls.append(None)
@@ -142,7 +133,7 @@ def test_a_handler_that_settled_is_left_alone(
     assert broker.ready("dead") == (answer == "reject")
 
 
-def test_retries(connection: Connection, broker: Broker, failures: list[logging.LogRecord]) -> None:
+def test_retries(spawn: Spawn, broker: Broker, failures: Records) -> None:
     calls: list[float] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -153,7 +144,7 @@ def test_retries(connection: Connection, broker: Broker, failures: list[logging.
 
     broker.publish("q", ["x"])
     retry = Retry(tries=4, delay=0.02, backoff=2.0, jitter=False)
-    consumer = spawn_consumer("q", handler, connection=connection, retry=retry)
+    consumer = spawn("q", handler, retry=retry)
     count(consumer, failed=4, retried=3, rejected=1)
     assert len(calls) == 4
     pauses = [later - earlier for earlier, later in pairwise(calls)]
@@ -203,12 +194,12 @@ def test_what_failed_and_waits_for_a_handler_again_counts(end: str, back: list[s
 
 @pytest.mark.parametrize("how", ["stop", "pause", "kill"])
 def test_a_failure_while_the_consumer_ends_is_requeued_for_another_try(
-    connection: Connection, broker: Broker, seen: RecordingHandler, how: str
+    spawn: Spawn, broker: Broker, seen: Recorder, how: str
 ) -> None:
     seen.gate.clear()
     seen.error = Boom()
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=0.01))
+    consumer = spawn("q", seen, retry=Retry(delay=0.01))
     seen.wait(1)
     ending = gevent.spawn(getattr(consumer, how))
     gevent.sleep(0.01)
@@ -220,12 +211,12 @@ def test_a_failure_while_the_consumer_ends_is_requeued_for_another_try(
 
 
 def test_the_last_try_while_the_consumer_ends_is_the_last(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     seen.gate.clear()
     seen.error = Boom()
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(tries=1))
+    consumer = spawn("q", seen, retry=Retry(tries=1))
     seen.wait(1)
     ending = gevent.spawn(consumer.stop)
     gevent.sleep(0.01)
@@ -254,15 +245,15 @@ def decide(message: Any, exc: BaseException) -> str:
     ],
 )
 def test_the_log_says_what_becomes_of_a_message(
-    connection: Connection,
+    spawn: Spawn,
     broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    seen: Recorder,
+    failures: Records,
     options: dict[str, Any],
     outcome: str,
 ) -> None:
     seen.error = Boom()
-    consumer = spawn_consumer("q", seen, connection=connection, **options)
+    consumer = spawn("q", seen, **options)
     broker.publish("q", "x")
     until(lambda: of(failures, outcome))
     seen.error = None
@@ -270,14 +261,11 @@ def test_the_log_says_what_becomes_of_a_message(
 
 
 def test_a_handler_that_takes_too_long(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    spawn: Spawn, broker: Broker, seen: Recorder, failures: Records
 ) -> None:
     seen.gate.clear()
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", seen, connection=connection, handler_timeout=0.02)
+    consumer = spawn("q", seen, handler_timeout=0.02)
     count(consumer, failed=1, rejected=1)
     assert seen.running == 0
     record = next(each for each in failures if each.exc_info)
@@ -286,15 +274,13 @@ def test_a_handler_that_takes_too_long(
     assert isinstance(record.exc_info[1], gevent.Timeout)
 
 
-def test_a_timeout_of_the_handlers_own(
-    connection: Connection, broker: Broker, failures: list[logging.LogRecord]
-) -> None:
+def test_a_timeout_of_the_handlers_own(spawn: Spawn, broker: Broker, failures: Records) -> None:
     def handle(body: Any, message: Any) -> None:
         with gevent.Timeout(0.01):
             gevent.sleep(CAME)
 
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", handle, connection=connection, handler_timeout=CAME)
+    consumer = spawn("q", handle, handler_timeout=CAME)
     count(consumer, failed=1, rejected=1)
     record = next(each for each in failures if each.exc_info)
     assert record.exc_info is not None
@@ -309,16 +295,11 @@ def send(broker: Broker, *names: str) -> None:
 
 
 def test_one_handler_is_interrupted_by_the_id_of_its_message(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    spawn: Spawn, broker: Broker, seen: Recorder, failures: Records
 ) -> None:
     seen.gate.clear()
     send(broker, "x", "y", "z")
-    consumer = spawn_consumer(
-        "q", seen, connection=connection, concurrency=2, retry=Retry(tries=3, delay=60.0)
-    )
+    consumer = spawn("q", seen, concurrency=2, retry=Retry(tries=3, delay=60.0))
     seen.wait(2)
     assert not consumer.interrupt("z")  # no handler has begun it
     assert not consumer.interrupt("unknown")
@@ -332,9 +313,7 @@ def test_one_handler_is_interrupted_by_the_id_of_its_message(
     assert not consumer.interrupt("x")  # it has ended
 
 
-def test_an_interrupted_handler_cannot_take_it_for_an_error(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_an_interrupted_handler_cannot_take_it_for_an_error(spawn: Spawn, broker: Broker) -> None:
     """And it is not retried, although it was before; the program decides."""
     judged: list[BaseException] = []
     tries: list[Any] = []
@@ -352,10 +331,9 @@ def test_an_interrupted_handler_cannot_take_it_for_an_error(
             cleaned.set()
 
     send(broker, "x")
-    consumer = spawn_consumer(
+    consumer = spawn(
         "q",
         handler,
-        connection=connection,
         retry=Retry(tries=5, delay=0.001),
         on_error=lambda message, exc: judged.append(exc),
     )
@@ -369,7 +347,7 @@ def test_an_interrupted_handler_cannot_take_it_for_an_error(
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_an_interrupt_that_comes_too_late_hits_no_other_message(
-    connection: Connection, broker: Broker, concurrency: int
+    spawn: Spawn, broker: Broker, concurrency: int
 ) -> None:
     """The handler ends in the turn in which it is to be interrupted; its greenlet goes on at once."""
     done: list[Any] = []
@@ -383,30 +361,25 @@ def test_an_interrupt_that_comes_too_late_hits_no_other_message(
         done.append(body)
 
     send(broker, "x", "y", "z")
-    consumers.append(spawn_consumer("q", handler, connection=connection, concurrency=concurrency))
+    consumers.append(spawn("q", handler, concurrency=concurrency))
     count(consumers[0], handled=3, failed=0)
     assert sorted(done) == ["x", "y", "z"]
 
 
 def test_a_timeout_that_a_handler_left_running_ends_nothing(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    spawn: Spawn, broker: Broker, failures: Records
 ) -> None:
     def handler(body: Any, message: Any) -> None:
         gevent.Timeout.start_new(0.02)
 
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     until(lambda: of(failures, "expired after the handler had returned"))
     broker.publish("q", "y")
     count(consumer, handled=2)
 
 
-def test_an_exit_puts_the_message_back(
-    connection: Connection, broker: Broker, failures: list[logging.LogRecord]
-) -> None:
+def test_an_exit_puts_the_message_back(spawn: Spawn, broker: Broker, failures: Records) -> None:
     calls: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -415,17 +388,14 @@ def test_an_exit_puts_the_message_back(
             raise gevent.GreenletExit
 
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", handler, connection=connection, retry=Retry())
+    consumer = spawn("q", handler, retry=Retry())
     count(consumer, requeued=5, handled=1, failed=0)
     (text,) = of(failures, "was killed by the program (GreenletExit())")
     assert "the message is requeued (logged once)" in text
 
 
 def test_a_handler_that_is_killed_with_its_consumer_is_not_logged(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    spawn: Spawn, broker: Broker, seen: Recorder, failures: Records
 ) -> None:
     ends: list[Callable[[ConsumerGreenlet], object]] = [
         lambda each: each.kill(),
@@ -434,7 +404,7 @@ def test_a_handler_that_is_killed_with_its_consumer_is_not_logged(
     for end in ends:
         broker.publish("q", "x")
         seen.gate.clear()
-        consumer = spawn_consumer("q", seen, connection=connection)
+        consumer = spawn("q", seen)
         count(consumer, in_flight=1)
         end(consumer)
         count(consumer, requeued=1)
@@ -442,9 +412,7 @@ def test_a_handler_that_is_killed_with_its_consumer_is_not_logged(
     assert of(failures, "was killed") == []
 
 
-def test_a_handlers_greenlet_may_be_killed(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_a_handlers_greenlet_may_be_killed(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     greenlets: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -453,7 +421,7 @@ def test_a_handlers_greenlet_may_be_killed(
 
     seen.gate.clear()
     broker.publish("q", "x", "y")
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     seen.wait(1)
     greenlets[0].kill()
     seen.gate.set()
@@ -463,15 +431,11 @@ def test_a_handlers_greenlet_may_be_killed(
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 def test_the_end_of_the_program_puts_the_message_back_and_goes_on(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    kind: type[BaseException],
-    hub_errors: HubErrors,
+    spawn: Spawn, broker: Broker, seen: Recorder, kind: type[BaseException], hub_errors: HubErrors
 ) -> None:
     seen.error = kind()
     broker.publish("q", "x")
-    consumer = spawn_consumer("q", seen, connection=connection, on_error="reject")
+    consumer = spawn("q", seen, on_error="reject")
     with pytest.raises(kind):  # in the main greenlet
         Event().wait(CAME)
     consumer.join(CAME)
@@ -482,15 +446,12 @@ def test_the_end_of_the_program_puts_the_message_back_and_goes_on(
 
 
 def test_a_body_that_cannot_be_decoded(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    spawn: Spawn, broker: Broker, seen: Recorder, failures: Records
 ) -> None:
     broker.connection.Producer().publish(
         b"{broken", routing_key="q", content_type="application/json", content_encoding="utf-8"
     )
-    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry())
+    consumer = spawn("q", seen, retry=Retry())
     count(consumer, failed=1, rejected=1, retried=0)
     assert not seen.bodies
     assert len([each for each in failures if each.exc_info]) == 1
@@ -498,17 +459,17 @@ def test_a_body_that_cannot_be_decoded(
 
 
 def test_what_cannot_be_decoded_is_reported_in_a_line(
-    connection: Connection,
+    spawn: Spawn,
     broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
+    seen: Recorder,
+    failures: Records,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "greenconn.worker")
     broker.connection.Producer().publish(
         b"{broken", routing_key="q", content_type="application/json", content_encoding="utf-8"
     )
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     count(consumer, failed=1, rejected=1)
     assert not any(each.exc_info for each in failures)  # else hostile senders fill the log
     (text,) = [each.getMessage() for each in failures if "cannot be decoded" in each.msg]
@@ -516,9 +477,7 @@ def test_what_cannot_be_decoded_is_reported_in_a_line(
     assert "JSONDecodeError at character 1" in text
 
 
-def test_a_type_that_is_not_accepted(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_a_type_that_is_not_accepted(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     notified: list[Any] = []
 
     def decide(message: Any, exc: Exception) -> None:
@@ -528,9 +487,7 @@ def test_a_type_that_is_not_accepted(
     producer = broker.connection.Producer()
     producer.publish({"a": 1}, routing_key="q", serializer="json")
     producer.publish("text", routing_key="q", content_type="text/plain", content_encoding="utf-8")
-    consumer = spawn_consumer(
-        "q", seen, connection=connection, accept=["json"], on_decode_error=decide
-    )
+    consumer = spawn("q", seen, accept=["json"], on_decode_error=decide)
     count(consumer, handled=1, failed=1, rejected=0)
     assert isinstance(notified[0], ContentDisallowed)
     assert seen.bodies == [{"a": 1}]
@@ -538,31 +495,25 @@ def test_a_type_that_is_not_accepted(
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_what_on_decode_error_leaves_is_rejected(
-    connection: Connection, broker: Broker, seen: RecordingHandler, raises: bool
+    spawn: Spawn, broker: Broker, seen: Recorder, raises: bool
 ) -> None:
     def decide(message: Any, exc: Exception) -> None:
         if raises:
             raise Boom
 
     broker.connection.Producer().publish({"a": 1}, routing_key="q", serializer="pickle")
-    consumer = spawn_consumer("q", seen, connection=connection, on_decode_error=decide)
+    consumer = spawn("q", seen, on_decode_error=decide)
     count(consumer, failed=1, rejected=1)
     assert broker.ready("dead") == 1
 
 
 def test_without_need_of_an_ack_a_failure_is_counted_and_judged(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     judged: list[Any] = []
     seen.error = Boom()
     broker.publish("q", "x")
-    consumer = spawn_consumer(
-        "q",
-        seen,
-        connection=connection,
-        no_ack=True,
-        on_error=lambda message, exc: judged.append(exc),
-    )
+    consumer = spawn("q", seen, no_ack=True, on_error=lambda message, exc: judged.append(exc))
     count(consumer, failed=1, rejected=0)
     until(lambda: judged == [seen.error])
     assert broker.ready("dead") == 0

@@ -21,31 +21,29 @@ from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
 from tests.fix_logs import waiting_log
 from tests.fix_wires import until
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
+from tests.unit.worker.conftest import CAME, Broker, Recorder, Spawn
 
 
-def begun(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    *,
-    messages: int = 6,
-    **options: Any,
-) -> ConsumerGreenlet:
-    """A consumer with one running handler and further messages in its inbox."""
-    broker.declare("q")
-    broker.publish("q", *range(messages))
-    seen.gate.clear()
-    consumer = spawn_consumer("q", seen, connection=connection, **options)
-    seen.wait(1)
-    until(lambda: consumer.stats()["received"] == messages)
-    return consumer
+@pytest.fixture
+def begin(spawn: Spawn, broker: Broker, seen: Recorder) -> Spawn:
+    """Spawn a consumer of six messages: one that its handler has begun, and five in its inbox."""
+
+    def begin(**options: Any) -> ConsumerGreenlet:
+        broker.declare("q")
+        broker.publish("q", *range(6))
+        seen.gate.clear()
+        consumer = spawn("q", seen, **options)
+        seen.wait(1)
+        until(lambda: consumer.stats()["received"] == 6)
+        return consumer
+
+    return begin
 
 
 def test_stop_requeues_and_lets_handlers_finish(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    begin: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    consumer = begun(connection, broker, seen)
+    consumer = begin()
     stopping = gevent.spawn(consumer.stop)
     until(lambda: broker.ready("q") == 5)  # at once, while the handler runs
     assert broker.consumers("q") == 0
@@ -60,20 +58,16 @@ def test_stop_requeues_and_lets_handlers_finish(
     assert (numbers["handled"], numbers["requeued"], numbers["in_flight"]) == (1, 5, 0)
 
 
-def test_what_was_requeued_keeps_its_order(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_what_was_requeued_keeps_its_order(begin: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumer = begin()
     seen.gate.set()
     assert consumer.stop(CAME)
     left = [broker.get("q") for _ in range(broker.ready("q"))]
     assert seen.done + left == list(range(6))
 
 
-def test_stop_interrupts_what_takes_too_long(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen, concurrency=2)
+def test_stop_interrupts_what_takes_too_long(begin: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumer = begin(concurrency=2)
     assert consumer.stop(0.02) is False
     assert consumer.ready()
     assert consumer.get(block=False)["state"] == "stopped"
@@ -82,10 +76,8 @@ def test_stop_interrupts_what_takes_too_long(
     assert seen.running == 0
 
 
-def test_stopping_twice_and_what_is_stopped(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_stopping_twice_and_what_is_stopped(begin: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumer = begin()
     first, second = gevent.spawn(consumer.stop), gevent.spawn(consumer.stop, CAME)
     gevent.sleep(0.01)
     seen.gate.set()
@@ -98,7 +90,7 @@ def test_stopping_twice_and_what_is_stopped(
     assert consumer.state is ConsumerState.STOPPED
 
 
-def test_a_handler_may_stop_its_own_consumer(connection: Connection, broker: Broker) -> None:
+def test_a_handler_may_stop_its_own_consumer(spawn: Spawn, broker: Broker) -> None:
     answers: list[bool] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -107,42 +99,40 @@ def test_a_handler_may_stop_its_own_consumer(connection: Connection, broker: Bro
 
     broker.declare("q")
     broker.publish("q", *range(3))
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     assert consumer.get(timeout=CAME)["handled"] == 1
     assert answers == [True]
     assert broker.ready("q") == 2
 
 
-def test_a_handler_may_stop_all_consumers(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_a_handler_may_stop_all_consumers(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     answers: list[bool] = []
 
     def handler(body: Any, message: Any) -> None:
         answers.append(stop_consumers(CAME))
 
-    other = spawn_consumer("other", seen, connection=connection)
+    other = spawn("other", seen)
     broker.declare("q")
     broker.publish("q", 1)
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     assert consumer.get(timeout=CAME)["handled"] == 1
     assert answers == [True]
     assert other.ready()
 
 
-def test_a_handler_may_kill_its_own_consumer(connection: Connection, broker: Broker) -> None:
+def test_a_handler_may_kill_its_own_consumer(spawn: Spawn, broker: Broker) -> None:
     def handler(body: Any, message: Any) -> None:
         consumer.kill()
 
     broker.declare("q")
     broker.publish("q", *range(3))
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     consumer.join(CAME)
     assert consumer.state is ConsumerState.KILLED
     assert broker.ready("q") == 3
 
 
-def test_a_handler_may_pause_its_own_consumer(connection: Connection, broker: Broker) -> None:
+def test_a_handler_may_pause_its_own_consumer(spawn: Spawn, broker: Broker) -> None:
     answers: list[bool] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -150,16 +140,14 @@ def test_a_handler_may_pause_its_own_consumer(connection: Connection, broker: Br
 
     broker.declare("q")
     broker.publish("q", *range(3))
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     until(lambda: answers == [True])
     assert broker.ready("q") == 2
     assert consumer.stop(CAME)
 
 
-def test_pause_and_resume_at_once(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_pause_and_resume_at_once(begin: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumer = begin()
     for _ in range(5):
         pausing = gevent.spawn(consumer.pause)
         gevent.sleep(0)
@@ -170,10 +158,8 @@ def test_pause_and_resume_at_once(
     until(lambda: sorted(seen.done) == list(range(6)))
 
 
-def test_a_pause_that_is_over_before_it_began(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = spawn_consumer("q", seen, connection=connection)
+def test_a_pause_that_is_over_before_it_began(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumer = spawn("q", seen)
     assert consumer.wait_ready(CAME)
     assert consumer.pause(0) is False
     consumer.resume()
@@ -185,7 +171,7 @@ def test_a_pause_that_is_over_before_it_began(
 def test_who_was_killed_twice_declares_nothing_any_more(
     connection: Connection,
     broker: Broker,
-    seen: RecordingHandler,
+    seen: Recorder,
     unique: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -212,13 +198,11 @@ def test_who_was_killed_twice_declares_nothing_any_more(
     may_reply.set()
 
 
-def test_a_failure_that_is_logged_ends_it(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_a_failure_that_is_logged_ends_it(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     """Whatever a log handler waits for."""
     broker.declare("q")
     with waiting_log("greenconn.worker", "q failed") as log:
-        consumer = spawn_consumer(Queue("q", max_length=5), seen, connection=connection)
+        consumer = spawn(Queue("q", max_length=5), seen)
         assert log.has_come.wait(CAME)
         until(lambda: consumer.state is ConsumerState.FAILED)
     with pytest.raises(PreconditionFailed):
@@ -227,7 +211,7 @@ def test_a_failure_that_is_logged_ends_it(
 
 @pytest.mark.parametrize("options", [{}, {"no_ack": True}], ids=["shared", "own"])
 def test_a_closed_connection_that_is_closed_again_ends_who_was_about_to_open_it(
-    connection: Connection, broker: Broker, seen: RecordingHandler, options: dict[str, Any]
+    connection: Connection, broker: Broker, seen: Recorder, options: dict[str, Any]
 ) -> None:
     connection.connect()
     connection.close()
@@ -238,22 +222,18 @@ def test_a_closed_connection_that_is_closed_again_ends_who_was_about_to_open_it(
     assert spawn_consumer("q", seen, connection=connection, **options).wait_ready(CAME)
 
 
-def test_pausing_before_it_is_there(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_pausing_before_it_is_there(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     broker.declare("q")
     broker.publish("q", 1)
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     assert consumer.pause(CAME)
     assert broker.consumers("q") == 0
     consumer.resume()
     seen.wait(1)
 
 
-def test_a_kill_gives_all_back(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen, concurrency=2)
+def test_a_kill_gives_all_back(begin: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumer = begin(concurrency=2)
     consumer.kill(timeout=CAME)
     assert consumer.dead
     assert consumer.successful()
@@ -264,10 +244,8 @@ def test_a_kill_gives_all_back(
     assert consumer.stats()["requeued"] == 6
 
 
-def test_what_was_killed_while_it_was_paused_stays_dead(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_what_was_killed_while_it_was_paused_stays_dead(begin: Spawn, broker: Broker) -> None:
+    consumer = begin()
     assert consumer.pause(CAME)
     consumer.kill(timeout=CAME)
     consumer.resume()
@@ -276,9 +254,7 @@ def test_what_was_killed_while_it_was_paused_stays_dead(
     assert broker.ready("q") == 6
 
 
-def test_a_kill_before_it_began(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_a_kill_before_it_began(connection: Connection, broker: Broker, seen: Recorder) -> None:
     consumer = spawn_consumer("q", seen, connection=connection)
     waiting = gevent.spawn(consumer.wait_ready)
     consumer.kill()
@@ -287,8 +263,8 @@ def test_a_kill_before_it_began(
     until(lambda: not connection.session.on_closed)
 
 
-def test_killall(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
-    consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(20)]
+def test_killall(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
+    consumers = [spawn(f"q{each}", seen) for each in range(20)]
     assert all(each.wait_ready(CAME) for each in consumers[:10])
     gevent.killall(consumers, timeout=CAME)
     assert all(each.dead for each in consumers)
@@ -297,20 +273,16 @@ def test_killall(connection: Connection, broker: Broker, seen: RecordingHandler)
 
 
 @pytest.mark.parametrize("block", [True, False])
-def test_killall_gives_all_back(
-    connection: Connection, broker: Broker, seen: RecordingHandler, block: bool
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_killall_gives_all_back(begin: Spawn, broker: Broker, block: bool) -> None:
+    consumer = begin()
     gevent.killall([consumer], block=block, timeout=CAME if block else None)
     consumer.join(CAME)
     assert consumer.state is ConsumerState.KILLED
     assert broker.ready("q") == 6
 
 
-def test_a_with_statement_kills_it(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_a_with_statement_kills_it(begin: Spawn, broker: Broker) -> None:
+    consumer = begin()
     with pytest.raises(KeyError, match="mine"), consumer:
         raise KeyError("mine")
     with pytest.raises(KeyError, match="mine"):
@@ -318,19 +290,15 @@ def test_a_with_statement_kills_it(
     assert broker.ready("q") == 6
 
 
-def test_no_greenlet_waits_while_nothing_changes(
-    connection: Connection, seen: RecordingHandler
-) -> None:
-    consumer = spawn_consumer("q", seen, connection=connection)
+def test_no_greenlet_waits_while_nothing_changes(spawn: Spawn, seen: Recorder) -> None:
+    consumer = spawn("q", seen)
     assert consumer.wait_ready(CAME)
     assert consumer.gr_frame is None
     consumer.kill()
 
 
-def test_a_kill_while_it_stops(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
+def test_a_kill_while_it_stops(begin: Spawn, broker: Broker) -> None:
+    consumer = begin()
     stopping = gevent.spawn(consumer.stop)
     gevent.sleep(0.01)
     consumer.kill(timeout=CAME)
@@ -339,7 +307,7 @@ def test_a_kill_while_it_stops(
 
 
 def test_a_handler_that_does_not_let_itself_be_killed(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     def handler(body: Any, message: Any) -> None:
         try:
@@ -350,7 +318,7 @@ def test_a_handler_that_does_not_let_itself_be_killed(
     broker.declare("q")
     broker.publish("q", *range(3))
     seen.gate.clear()
-    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer = spawn("q", handler)
     seen.wait(1)
     consumer.kill(timeout=CAME)
     assert consumer.dead
@@ -359,9 +327,9 @@ def test_a_handler_that_does_not_let_itself_be_killed(
 
 
 def test_without_ack_stop_handles_what_was_received(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    begin: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    consumer = begun(connection, broker, seen, no_ack=True)
+    consumer = begin(no_ack=True)
     stopping = gevent.spawn(consumer.stop)
     gevent.sleep(0.01)
     assert broker.consumers("q") == 0
@@ -372,9 +340,9 @@ def test_without_ack_stop_handles_what_was_received(
 
 
 def test_without_ack_pause_keeps_what_was_received(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    begin: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    consumer = begun(connection, broker, seen, no_ack=True)
+    consumer = begin(no_ack=True)
     assert consumer.pause(CAME)
     seen.gate.set()
     until(lambda: seen.done == [0])
@@ -388,9 +356,9 @@ def test_without_ack_pause_keeps_what_was_received(
 
 
 def test_without_ack_stopping_what_is_paused_handles_it(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    begin: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    consumer = begun(connection, broker, seen, no_ack=True)
+    consumer = begin(no_ack=True)
     assert consumer.pause(CAME)
     seen.gate.set()
     assert consumer.stop(CAME)
@@ -399,13 +367,9 @@ def test_without_ack_stopping_what_is_paused_handles_it(
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_without_ack_what_is_dropped_is_counted(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    caplog: pytest.LogCaptureFixture,
-    how: str,
+    begin: Spawn, broker: Broker, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    consumer = begun(connection, broker, seen, no_ack=True)
+    consumer = begin(no_ack=True)
     if how == "kill":
         consumer.kill(timeout=CAME)
     else:
@@ -425,7 +389,7 @@ def accounted(broker: Broker, handled: list[Any], total: int) -> None:
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_kill_at_every_step_of_its_life(
-    connection: Connection, broker: Broker, turns: int, concurrency: int
+    spawn: Spawn, broker: Broker, turns: int, concurrency: int
 ) -> None:
     done: list[int] = []
 
@@ -435,14 +399,14 @@ def test_a_kill_at_every_step_of_its_life(
 
     broker.declare("q")
     broker.publish("q", *range(10))
-    consumer = spawn_consumer("q", handler, connection=connection, concurrency=concurrency)
+    consumer = spawn("q", handler, concurrency=concurrency)
     for _ in range(turns):
         gevent.sleep(0)
     consumer.kill(timeout=CAME)
     accounted(broker, done, 10)
 
 
-def test_whoever_asks_may_be_killed(connection: Connection, broker: Broker) -> None:
+def test_whoever_asks_may_be_killed(spawn: Spawn, broker: Broker) -> None:
     """The callers of the methods, interrupted at each of their switches."""
     broker.declare("q")
 
@@ -462,7 +426,7 @@ def test_whoever_asks_may_be_killed(connection: Connection, broker: Broker) -> N
             ask: Callable[[ConsumerGreenlet], object] = ask,
             consumers: list[ConsumerGreenlet] = consumers,
         ) -> None:
-            consumers.append(spawn_consumer("q", handler, connection=connection))
+            consumers.append(spawn("q", handler))
             ask(consumers[-1])
 
         for _ in interruptions(scene):
@@ -470,11 +434,9 @@ def test_whoever_asks_may_be_killed(connection: Connection, broker: Broker) -> N
         assert broker.consumers("q") == 0
 
 
-def test_background_tasks_may_be_killed(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_background_tasks_may_be_killed(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     """What asks the broker on behalf of a consumer, killed again and again."""
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     killed = 0
     for _ in range(50):
         task = consumer.lifecycle._task
@@ -490,12 +452,10 @@ def test_background_tasks_may_be_killed(
     assert broker.consumers("q") == 1
 
 
-def test_an_idle_consumer_is_one_greenlet(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_an_idle_consumer_is_one_greenlet(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     before = live_greenlets()
     names = [f"q{number}" for number in range(60)]
-    consumers = [spawn_consumer(each, seen, connection=connection) for each in names]
+    consumers = [spawn(each, seen) for each in names]
     assert all(each.wait_ready(CAME) for each in consumers)
     for name in names:
         broker.publish(name, 1)

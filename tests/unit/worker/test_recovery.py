@@ -41,7 +41,7 @@ from greenconn.worker.subscriptions import (
     SubscriptionRecovery,
 )
 from tests.fix_wires import until
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
+from tests.unit.worker.conftest import CAME, Broker, Recorder, Spawn
 
 
 def recovered(connection: Connection, generation: int) -> None:
@@ -55,7 +55,7 @@ def recovered(connection: Connection, generation: int) -> None:
 
 
 def test_a_failure_in_a_former_life_is_not_retried(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
+    connection: Connection, broker: Broker, seen: Recorder, unique: str
 ) -> None:
     broker.declare("q")
     broker.publish("q", "x")
@@ -75,14 +75,12 @@ def test_a_failure_in_a_former_life_is_not_retried(
 
 
 def test_a_retry_that_waits_is_dropped_with_its_life(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
+    spawn: Spawn, broker: Broker, seen: Recorder, unique: str
 ) -> None:
     broker.declare("q")
     broker.publish("q", "x")
     seen.error = ValueError("no")
-    consumer = spawn_consumer(
-        "q", seen, connection=connection, retry=Retry(delay=30, hold="process")
-    )
+    consumer = spawn("q", seen, retry=Retry(delay=30, hold="process"))
     until(lambda: consumer.stats()["retried"] == 1)
     seen.error = None
     memory.restart(unique)
@@ -103,12 +101,12 @@ def exists(broker: Broker, name: str) -> bool:
 
 
 def test_running_handlers_go_on_when_their_queue_is_deleted(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     broker.declare("q")
     broker.publish("q", "x")
     seen.gate.clear()
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     seen.wait(1)
     broker.channel.queue_delete("q")
     assert consumer.wait_ready(CAME)
@@ -118,7 +116,7 @@ def test_running_handlers_go_on_when_their_queue_is_deleted(
 
 
 def test_a_failure_after_the_broker_has_cancelled_its_consumer_is_of_its_queue(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     """The consumer has another tag by then, and a name that is not the queue's."""
     broker.declare("one")
@@ -126,9 +124,7 @@ def test_a_failure_after_the_broker_has_cancelled_its_consumer_is_of_its_queue(
     broker.publish("two", "x")
     seen.gate.clear()
     seen.error = ValueError("no")
-    consumer = spawn_consumer(
-        ["one", "two"], seen, connection=connection, name="worker", dead_letter=True
-    )
+    consumer = spawn(["one", "two"], seen, name="worker", dead_letter=True)
     seen.wait(1)
     for _ in range(2):
         broker.channel.queue_delete("two")
@@ -143,11 +139,7 @@ def test_a_failure_after_the_broker_has_cancelled_its_consumer_is_of_its_queue(
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}], ids=["message", "batch"])
 def test_what_is_lost_while_its_failure_is_told_is_not_retried(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    unique: str,
-    options: dict[str, Any],
+    spawn: Spawn, broker: Broker, seen: Recorder, unique: str, options: dict[str, Any]
 ) -> None:
     class Gate(Listener):
         told, may_go_on = Event(), Event()
@@ -163,9 +155,7 @@ def test_what_is_lost_while_its_failure_is_told_is_not_retried(
     add_listener(gate)
     try:
         retry = Retry(delay=0.01, hold=None if options else "process")
-        consumer = spawn_consumer(
-            "q", seen, connection=connection, retry=retry, concurrency=2, **options
-        )
+        consumer = spawn("q", seen, retry=retry, concurrency=2, **options)
         assert gate.told.wait(CAME)
         seen.error = None
         memory.restart(unique)
@@ -182,11 +172,7 @@ def test_what_is_lost_while_its_failure_is_told_is_not_retried(
 
 
 def test_a_copy_that_is_lost_with_the_connection_is_not_retried_here(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    unique: str,
-    monkeypatch: pytest.MonkeyPatch,
+    spawn: Spawn, broker: Broker, seen: Recorder, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sending, may_fail = Event(), Event()
 
@@ -200,7 +186,7 @@ def test_a_copy_that_is_lost_with_the_connection_is_not_retried_here(
     broker.publish("q", "x")
     seen.error = ValueError("no")
     retry = Retry(delay=0.01, hold="broker")
-    consumer = spawn_consumer("q", seen, connection=connection, retry=retry, concurrency=2)
+    consumer = spawn("q", seen, retry=retry, concurrency=2)
     assert sending.wait(CAME)
     seen.error = None
     memory.restart(unique)
@@ -214,22 +200,22 @@ def test_a_copy_that_is_lost_with_the_connection_is_not_retried_here(
 
 
 def test_a_queue_that_was_deleted_since_it_was_seen(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     for queue in ("plain", Queue("object")):
         name = queue if isinstance(queue, str) else queue.name
-        first = spawn_consumer(queue, seen, connection=connection)
+        first = spawn(queue, seen)
         assert first.wait_ready(CAME)
         assert first.stop(CAME)
         broker.channel.queue_delete(name)
-        second = spawn_consumer(queue, seen, connection=connection)
+        second = spawn(queue, seen)
         assert second.wait_ready(CAME)
         assert broker.consumers(name) == 1
 
 
-def test_an_exchange_that_does_not_exist(connection: Connection, seen: RecordingHandler) -> None:
+def test_an_exchange_that_does_not_exist(spawn: Spawn, seen: Recorder) -> None:
     queue = Queue("q", Exchange("absent", passive=True), "key")
-    consumer = spawn_consumer(queue, seen, connection=connection)
+    consumer = spawn(queue, seen)
     with pytest.raises(NotFound):
         consumer.wait_ready(CAME)
     with pytest.raises(NotFound):
@@ -237,12 +223,12 @@ def test_an_exchange_that_does_not_exist(connection: Connection, seen: Recording
 
 
 def test_an_ack_on_a_channel_that_was_closed_means_nothing(
-    connection: Connection, broker: Broker, seen: RecordingHandler
+    spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
     broker.declare("q")
     broker.publish("q", "x")
     seen.gate.clear()
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     seen.wait(1)
     seen.messages[0].channel.fail(PreconditionFailed("timed out"))
     seen.wait(2) if consumer.stats()["received"] == 2 else None
@@ -253,7 +239,7 @@ def test_an_ack_on_a_channel_that_was_closed_means_nothing(
 
 
 def test_a_paused_consumer_stays_paused(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
+    connection: Connection, broker: Broker, seen: Recorder, unique: str
 ) -> None:
     spawn_consumer("other", seen, connection=connection).wait_ready(CAME)
     consumer = spawn_consumer("q", seen, connection=connection)
@@ -268,10 +254,10 @@ def test_a_paused_consumer_stays_paused(
 
 
 def test_stopping_and_killing_during_a_restart(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
+    spawn: Spawn, broker: Broker, seen: Recorder, unique: str
 ) -> None:
     for turns in range(8):
-        consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(4)]
+        consumers = [spawn(f"q{each}", seen) for each in range(4)]
         assert all(each.wait_ready(CAME) for each in consumers)
         memory.restart(unique)
         for _ in range(turns):
@@ -286,10 +272,10 @@ def test_stopping_and_killing_during_a_restart(
 
 
 def test_a_connection_that_ends_while_a_queue_is_waited_for_does_not_end_its_consumer(
-    connection: Connection, broker: Broker, seen: RecordingHandler, monkeypatch: pytest.MonkeyPatch
+    spawn: Spawn, broker: Broker, seen: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ 3.10 ends a connection that consumes from a stream which is just being made."""
-    consumer = spawn_consumer("q", seen, connection=connection)
+    consumer = spawn("q", seen)
     assert consumer.wait_ready(CAME)
     answers: list[Exception] = [*(NotFound("no queue 'q'") for _ in range(3)), InternalError("541")]
     start = Subscription.start
@@ -307,7 +293,7 @@ def test_a_connection_that_ends_while_a_queue_is_waited_for_does_not_end_its_con
 
 
 def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
-    unique: str, seen: RecordingHandler, caplog: pytest.LogCaptureFixture
+    unique: str, seen: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused: list[float] = []
     is_refusing = False
@@ -335,12 +321,12 @@ def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
 
 
 def test_the_log_says_little(
-    connection: Connection, seen: RecordingHandler, unique: str, caplog: pytest.LogCaptureFixture
+    connection: Connection, seen: Recorder, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "greenconn.worker")
     consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
     assert all(each.wait_ready(CAME) for each in consumers)
-    started = f"{type(seen).__module__}.RecordingHandler, concurrency 1"
+    started = f"{type(seen).__module__}.Recorder, concurrency 1"
     said = [each.getMessage() for each in caplog.records if each.name == "greenconn.worker"]
     assert sorted(said) == sorted(f"consuming q{each}: {started}" for each in range(50))
     caplog.clear()
@@ -351,13 +337,11 @@ def test_the_log_says_little(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_child_of_a_fork_handles_nothing(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
+def test_the_child_of_a_fork_handles_nothing(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     broker.declare("q")
     broker.publish("q", *range(3))
     seen.gate.clear()
-    consumer = spawn_consumer("q", seen, connection=connection, prefetch_count=10)
+    consumer = spawn("q", seen, prefetch_count=10)
     until(lambda: consumer.stats()["received"] == 3)
     child = os.fork()
     if not child:

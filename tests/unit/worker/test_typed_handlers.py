@@ -16,7 +16,7 @@ from greenconn.message import Message
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
-from tests.unit.worker.conftest import Broker
+from tests.unit.worker.conftest import Broker, Spawn
 
 #: Seconds in which what must come comes.
 SOON = 20.0
@@ -38,28 +38,28 @@ def queue(broker: Broker) -> None:
     broker.declare("q")
 
 
-def test_the_annotation_decides(connection: Connection, broker: Broker) -> None:
+def test_the_annotation_decides(spawn: Spawn, broker: Broker) -> None:
     seen: list[Any] = []
 
     def handle(order: Order, message: Message) -> None:
         seen.append((order, message.payload))
 
-    spawn_consumer("q", handle, connection=connection)
+    spawn("q", handle)
     broker.publish("q", {"id": 1, "items": [{"price": 2}]}, Order(2, [Item(3.5)]))
     until(lambda: len(seen) == 2)
     first, second = Order(1, [Item(2.0)]), Order(2, [Item(3.5)])
     assert seen == [(first, first), (second, second)]
 
 
-def test_the_schema_decides(connection: Connection, broker: Broker) -> None:
+def test_the_schema_decides(spawn: Spawn, broker: Broker) -> None:
     seen: list[Any] = []
     broker.declare("r")
-    spawn_consumer("q", lambda body, message: seen.append(body), connection=connection, schema=Item)
+    spawn("q", lambda body, message: seen.append(body), schema=Item)
 
     def handle(order: Order, message: Message) -> None:
         seen.append(order)
 
-    spawn_consumer("r", handle, connection=connection, schema=object)
+    spawn("r", handle, schema=object)
     broker.publish("q", {"price": 1})
     broker.publish("r", {"price": 2})
     until(lambda: len(seen) == 2)
@@ -67,7 +67,7 @@ def test_the_schema_decides(connection: Connection, broker: Broker) -> None:
     assert {"price": 2} in seen
 
 
-def test_each_retry_has_a_body_of_its_own(connection: Connection, broker: Broker) -> None:
+def test_each_retry_has_a_body_of_its_own(spawn: Spawn, broker: Broker) -> None:
     seen: list[Order] = []
 
     def handle(order: Order, message: Message) -> None:
@@ -77,12 +77,12 @@ def test_each_retry_has_a_body_of_its_own(connection: Connection, broker: Broker
             raise OSError("try me again")
 
     broker.publish("q", Order(1))
-    consumer = spawn_consumer("q", handle, connection=connection, retry=Retry(delay=0.01))
+    consumer = spawn("q", handle, retry=Retry(delay=0.01))
     until(lambda: consumer.stats()["handled"] == 1)
     assert seen == [Order(1, [Item(1.0)])] * 3
 
 
-def test_a_body_that_does_not_fit_is_reported(connection: Connection, broker: Broker) -> None:
+def test_a_body_that_does_not_fit_is_reported(spawn: Spawn, broker: Broker) -> None:
     seen: list[Any] = []
 
     def handle(order: Order, message: Message) -> None:
@@ -92,7 +92,7 @@ def test_a_body_that_does_not_fit_is_reported(connection: Connection, broker: Br
         seen.append((message.payload, exc))
 
     broker.publish("q", {"id": 1, "items": [{"price": "much"}]}, Order(2))
-    consumer = spawn_consumer("q", handle, connection=connection, on_decode_error=refuse)
+    consumer = spawn("q", handle, on_decode_error=refuse)
     until(lambda: consumer.stats()["handled"] == 1 and consumer.stats()["rejected"] == 1)
     (payload, error), order = seen
     assert payload == {"id": 1, "items": [{"price": "much"}]}
@@ -111,29 +111,27 @@ class Slow:
                 gevent.sleep(60)
 
 
-def test_a_check_of_the_class_may_wait(connection: Connection, broker: Broker) -> None:
+def test_a_check_of_the_class_may_wait(spawn: Spawn, broker: Broker) -> None:
     seen: list[Any] = []
 
     def handle(body: Slow, message: Message) -> None:
         seen.append(body.id)
 
     broker.publish("q", {"id": 1}, {"id": 2})
-    consumer = spawn_consumer(
-        "q", handle, connection=connection, on_decode_error=lambda message, exc: seen.append(exc)
-    )
+    consumer = spawn("q", handle, on_decode_error=lambda message, exc: seen.append(exc))
     until(lambda: consumer.stats()["handled"] == 1 and consumer.stats()["rejected"] == 1)
     assert isinstance(seen[0], gevent.Timeout)
     assert seen[1] == 2
 
 
-def test_a_consumer_killed_in_a_check_loses_nothing(connection: Connection, broker: Broker) -> None:
+def test_a_consumer_killed_in_a_check_loses_nothing(spawn: Spawn, broker: Broker) -> None:
     begun = Event()
 
     def handle(body: Waiting, message: Message) -> None: ...
 
     Waiting.begun = begun
     broker.publish("q", {"id": 1})
-    consumer = spawn_consumer("q", handle, connection=connection)
+    consumer = spawn("q", handle)
     assert begun.wait(SOON)
     consumer.kill()
     assert broker.get("q") == {"id": 1}
@@ -149,14 +147,14 @@ class Waiting:
         gevent.sleep(60)
 
 
-def test_batches(connection: Connection, broker: Broker) -> None:
+def test_batches(spawn: Spawn, broker: Broker) -> None:
     seen: list[Any] = []
 
     def handle(orders: list[Order], messages: list[Message]) -> None:
         seen.append((orders, [each.payload for each in messages]))
 
     broker.publish("q", Order(1), {"id": "2"}, Order(3))
-    consumer = spawn_consumer("q", handle, connection=connection, batch_size=3, batch_interval=0.1)
+    consumer = spawn("q", handle, batch_size=3, batch_interval=0.1)
     until(lambda: consumer.stats()["handled"] == 2)
     assert consumer.stats()["rejected"] == 1
     assert seen == [([Order(1), Order(3)], [Order(1), Order(3)])]
