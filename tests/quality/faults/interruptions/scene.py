@@ -60,6 +60,18 @@ def call(
     return enter
 
 
+def enter(
+    group: str,
+    name: str,
+    moments: Callable[..., Interruptible],
+    *arguments: Any,
+    fits: Callable[[Target], bool] = lambda target: True,
+    **options: Any,
+) -> None:
+    """Enter *moments*, with its *arguments* after the scene, as the call *name*."""
+    call(group, name, fits)(lambda scene: moments(scene, *arguments, **options))
+
+
 def ended(run: Run) -> bool:
     """Whether *run* came to its end; one that was interrupted must have raised what was thrown in."""
     if run.raised is not run.error and (run.raised is not None or run.was_interrupted):

@@ -7,10 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from greenconn.connection import Connection
+from greenconn.entity import Queue
 from greenconn.messaging import Producer
 from tests.fix_wires import until
-from tests.quality.faults.interruptions.scene import Interruptible, Scene, call, ended, ignore
+from tests.quality.faults.interruptions.scene import (
+    Interruptible,
+    Scene,
+    call,
+    ended,
+    enter,
+    ignore,
+)
 from tests.quality.faults.interruptions.targets import Target
 
 Use = Callable[[Any, str], Any]
@@ -31,8 +38,7 @@ def using(scene: Scene, use: Use, again: Use | None = None) -> Interruptible:
     channel.exchange_declare(f"{scene.name}-x", "direct", auto_delete=False, durable=False)
     try:
         while True:
-            run = yield lambda: use(channel, scene.name)
-            ended(run)
+            ended((yield lambda: use(channel, scene.name)))
             if again is not None:
                 again(channel, scene.name)
             use(channel, scene.name)
@@ -46,65 +52,48 @@ def using(scene: Scene, use: Use, again: Use | None = None) -> Interruptible:
         channel.close()
 
 
-def enter(name: str, use: Use, again: Use | None = None, only_amqp: bool = False) -> None:
-    """Enter a method of channels."""
-
-    def make(scene: Scene) -> Interruptible:
-        yield from using(scene, use, again)
-
-    fits = amqp if only_amqp else (lambda target: True)
-    call("channel", f"Channel.{name}", fits)(make)
-
-
-enter(
-    "exchange_declare",
-    lambda channel, name: channel.exchange_declare(
-        f"{name}-e", "topic", auto_delete=False, durable=False
+#: Methods that take back what the other one does.
+PAIRS: list[tuple[str, Use, str, Use]] = [
+    (
+        "exchange_declare",
+        lambda channel, name: channel.exchange_declare(
+            f"{name}-e", "topic", auto_delete=False, durable=False
+        ),
+        "exchange_delete",
+        lambda channel, name: channel.exchange_delete(f"{name}-e"),
     ),
-    lambda channel, name: channel.exchange_delete(f"{name}-e"),
-)
-enter(
-    "exchange_delete",
-    lambda channel, name: channel.exchange_delete(f"{name}-e"),
-    lambda channel, name: channel.exchange_declare(
-        f"{name}-e", "topic", auto_delete=False, durable=False
+    (
+        "exchange_bind",
+        lambda channel, name: channel.exchange_bind("amq.fanout", f"{name}-x", "key"),
+        "exchange_unbind",
+        lambda channel, name: channel.exchange_unbind("amq.fanout", f"{name}-x", "key"),
     ),
-)
+    (
+        "queue_declare",
+        lambda channel, name: channel.queue_declare(f"{name}-q", auto_delete=False),
+        "queue_delete",
+        lambda channel, name: channel.queue_delete(f"{name}-q"),
+    ),
+    (
+        "queue_bind",
+        lambda channel, name: channel.queue_bind(name, f"{name}-x", "key"),
+        "queue_unbind",
+        lambda channel, name: channel.queue_unbind(name, f"{name}-x", "key"),
+    ),
+]
+for one, do, other, undo in PAIRS:
+    fits = amqp if one == "exchange_bind" else (lambda target: True)
+    enter("channel", f"Channel.{one}", using, do, undo, fits=fits)
+    enter("channel", f"Channel.{other}", using, undo, do, fits=fits)
+enter("channel", "Channel.basic_qos", using, lambda channel, name: channel.basic_qos(0, 7, False))
+enter("channel", "Channel.flow", using, lambda channel, name: channel.flow(True), fits=amqp)
 enter(
-    "exchange_bind",
-    lambda channel, name: channel.exchange_bind("amq.fanout", f"{name}-x", "key"),
-    lambda channel, name: channel.exchange_unbind("amq.fanout", f"{name}-x", "key"),
-    only_amqp=True,
+    "channel",
+    "Channel.confirm_select",
+    using,
+    lambda channel, _: channel.confirm_select(),
+    fits=amqp,
 )
-enter(
-    "exchange_unbind",
-    lambda channel, name: channel.exchange_unbind("amq.fanout", f"{name}-x", "key"),
-    lambda channel, name: channel.exchange_bind("amq.fanout", f"{name}-x", "key"),
-    only_amqp=True,
-)
-enter(
-    "queue_declare",
-    lambda channel, name: channel.queue_declare(f"{name}-q", auto_delete=False),
-    lambda channel, name: channel.queue_delete(f"{name}-q"),
-)
-enter(
-    "queue_bind",
-    lambda channel, name: channel.queue_bind(name, f"{name}-x", "key"),
-    lambda channel, name: channel.queue_unbind(name, f"{name}-x", "key"),
-)
-enter(
-    "queue_unbind",
-    lambda channel, name: channel.queue_unbind(name, f"{name}-x", "key"),
-    lambda channel, name: channel.queue_bind(name, f"{name}-x", "key"),
-)
-enter(
-    "queue_delete",
-    lambda channel, name: channel.queue_delete(f"{name}-q"),
-    lambda channel, name: channel.queue_declare(f"{name}-q", auto_delete=False),
-)
-enter("basic_qos", lambda channel, name: channel.basic_qos(0, 7, False))
-enter("flow", lambda channel, name: channel.flow(True), only_amqp=True)
-enter("confirm_select", lambda channel, name: channel.confirm_select(), only_amqp=True)
 
 
 @call("channel", "Channel.tx_select, tx_commit, tx_rollback", amqp)
@@ -169,46 +158,37 @@ def purge(scene: Scene) -> Interruptible:
         scene.whole(connection)
 
 
-@call("channel", "Channel.basic_get")
-def get(scene: Scene) -> Interruptible:
-    yield from getting(scene, lambda connection, name: connection.default_channel.basic_get(name))
-
-
-@call("channel", "Queue.get")
-def queue_get(scene: Scene) -> Interruptible:
-    yield from getting(scene, None)
-
-
-def getting(scene: Scene, get: Callable[[Connection, str], Any] | None) -> Interruptible:
+def getting(scene: Scene, get: Callable[[Queue], Any]) -> Interruptible:
     """A message that comes for a caller who is gone is there for the next."""
     connection = scene.connection()
     queue = scene.queue(connection)
     for number in range(3):
         Producer(connection).publish(number, queue.name)
 
-    def use() -> Any:
-        return queue.get() if get is None else get(connection, queue.name)
-
     while True:
-        run = yield use
+        run = yield lambda: get(queue)
         if ended(run):
             assert run.result.decode() in range(3)
             run.result.requeue()
         found: list[Any] = []
 
         def came(found: list[Any] = found) -> bool:
-            message = use()
+            message = get(queue)
             if message is not None:
                 found.append(message)
             return len(found) == 3
 
         until(came)
-        assert use() is None
+        assert get(queue) is None
         assert sorted(each.decode() for each in found) == [0, 1, 2]
         for each in found:
             each.requeue()
         scene.whole(connection)
         until(lambda: scene.count(connection, queue.name) == 3)
+
+
+enter("channel", "Channel.basic_get", getting, lambda queue: queue.channel.basic_get(queue.name))
+enter("channel", "Queue.get", getting, lambda queue: queue.get())
 
 
 @call("channel", "Channel.basic_consume")
@@ -237,8 +217,7 @@ def cancel(scene: Scene) -> Interruptible:
         number += 1
         tag = f"{scene.name}-{number}"
         channel.basic_consume(queue.name, tag, callback=ignore)
-        run = yield lambda: channel.basic_cancel(tag)
-        ended(run)
+        ended((yield lambda: channel.basic_cancel(tag)))
         channel.basic_cancel(tag)
         until(lambda: scene.consumers(connection, queue.name) == 0)
         scene.whole(connection)
@@ -252,27 +231,16 @@ def settling(scene: Scene, settle: Callable[[Any], Any], left: int) -> Interrupt
         connection.default_channel.queue_purge(queue.name)
         Producer(connection).publish("x", queue.name)
         message = queue.get()
-        run = yield lambda: settle(message)
-        ended(run)
+        ended((yield lambda: settle(message)))
         if not message.acknowledged:
             settle(message)
         until(lambda: scene.count(connection, queue.name) == left)
         scene.whole(connection)
 
 
-@call("channel", "Message.ack")
-def ack(scene: Scene) -> Interruptible:
-    yield from settling(scene, lambda message: message.ack(), 0)
-
-
-@call("channel", "Message.reject")
-def reject(scene: Scene) -> Interruptible:
-    yield from settling(scene, lambda message: message.reject(), 0)
-
-
-@call("channel", "Message.requeue")
-def requeue(scene: Scene) -> Interruptible:
-    yield from settling(scene, lambda message: message.requeue(), 1)
+enter("channel", "Message.ack", settling, lambda message: message.ack(), 0)
+enter("channel", "Message.reject", settling, lambda message: message.reject(), 0)
+enter("channel", "Message.requeue", settling, lambda message: message.requeue(), 1)
 
 
 @call("channel", "Channel.basic_recover")
@@ -283,8 +251,7 @@ def recover(scene: Scene) -> Interruptible:
     while True:
         Producer(connection).publish("x", queue.name)
         assert channel.basic_get(queue.name) is not None
-        run = yield lambda: channel.basic_recover(requeue=True)
-        ended(run)
+        ended((yield lambda: channel.basic_recover(requeue=True)))
         channel.basic_recover(requeue=True)
         until(lambda: scene.count(connection, queue.name) == 1)
         connection.default_channel.queue_purge(queue.name)

@@ -23,7 +23,15 @@ from greenconn.messaging import Consumer, Producer
 from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin
 from greenconn.pidbox import Mailbox
 from tests.fix_wires import until
-from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended, ignore
+from tests.quality.faults.interruptions.scene import (
+    SOON,
+    Interruptible,
+    Scene,
+    call,
+    ended,
+    enter,
+    ignore,
+)
 
 
 def mixin(scene: Scene, base: type[Any]) -> Interruptible:
@@ -59,14 +67,8 @@ def mixin(scene: Scene, base: type[Any]) -> Interruptible:
         scene.whole(connection)
 
 
-@call("program", "ConsumerMixin.run")
-def consumer_mixin(scene: Scene) -> Interruptible:
-    yield from mixin(scene, ConsumerMixin)
-
-
-@call("program", "ConsumerProducerMixin.run")
-def consumer_producer_mixin(scene: Scene) -> Interruptible:
-    yield from mixin(scene, ConsumerProducerMixin)
+enter("program", "ConsumerMixin.run", mixin, ConsumerMixin)
+enter("program", "ConsumerProducerMixin.run", mixin, ConsumerProducerMixin)
 
 
 class Boxes:
@@ -111,8 +113,7 @@ def mailing(scene: Scene, use: Any) -> Interruptible:
     try:
         while True:
             number += 1
-            run = yield lambda: use(boxes, number)
-            ended(run)
+            ended((yield lambda: use(boxes, number)))
             boxes.whole()
             # Replies that nobody has asked for are kept for a while, those of 100 tickets at most.
             boxes.bound._replies._unclaimed.clear()
@@ -138,16 +139,18 @@ def mailbox_multi_call(scene: Scene) -> Interruptible:
     yield from mailing(scene, use)
 
 
-@call("program", "Mailbox.cast")
-def mailbox_cast(scene: Scene) -> Interruptible:
-    yield from mailing(
-        scene, lambda boxes, number: boxes.bound.cast(["node"], "ping", {"number": number})
-    )
-
-
-@call("program", "Mailbox.abcast")
-def mailbox_abcast(scene: Scene) -> Interruptible:
-    yield from mailing(scene, lambda boxes, number: boxes.bound.abcast("ping", {"number": number}))
+enter(
+    "program",
+    "Mailbox.cast",
+    mailing,
+    lambda boxes, number: boxes.bound.cast(["node"], "ping", {"number": number}),
+)
+enter(
+    "program",
+    "Mailbox.abcast",
+    mailing,
+    lambda boxes, number: boxes.bound.abcast("ping", {"number": number}),
+)
 
 
 @call("program", "Node.listen")
@@ -179,8 +182,7 @@ def broadcast(scene: Scene) -> Interruptible:
                 connection.drain_events(timeout=SOON)
 
     while True:
-        run = yield use
-        ended(run)
+        ended((yield use))
         connection.close()  # and what nobody wants any more is gone
         got.clear()
         use()
@@ -297,8 +299,7 @@ def qos_update(scene: Scene) -> Interruptible:
     while True:
         number += 1
         qos.increment_eventually()
-        run = yield qos.update
-        ended(run)
+        ended((yield qos.update))
         assert qos.update() == qos.value
         scene.whole(connection)
 
@@ -315,8 +316,7 @@ def insurance(scene: Scene) -> Interruptible:
 
     try:
         while True:
-            run = yield lambda: insured(pool, count, (), {})
-            ended(run)
+            ended((yield lambda: insured(pool, count, (), {})))
             assert pool.stats()["in_use"] == 0
             assert insured(pool, count, (), {}) == 0
             scene.whole(connection)

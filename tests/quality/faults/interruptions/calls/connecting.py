@@ -17,28 +17,34 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from tests.fix_wires import until
-from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended, ignore
+from tests.quality.faults.interruptions.scene import (
+    SOON,
+    Interruptible,
+    Scene,
+    call,
+    ended,
+    enter,
+    ignore,
+)
 
 
 def opening(scene: Scene, use: Any) -> Interruptible:
     """What opens a connection."""
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda: use(connection)
-        if ended(run):
+        if ended((yield lambda: use(connection))):
             assert connection.connected
         scene.whole(connection)
         connection.close()
 
 
-@call("connection", "Connection.connect")
-def connect(scene: Scene) -> Interruptible:
-    yield from opening(scene, Connection.connect)
-
-
-@call("connection", "Connection.ensure_connection")
-def ensure_connection(scene: Scene) -> Interruptible:
-    yield from opening(scene, lambda connection: connection.ensure_connection(max_retries=3))
+enter("connection", "Connection.connect", opening, Connection.connect)
+enter(
+    "connection",
+    "Connection.ensure_connection",
+    opening,
+    lambda connection: connection.ensure_connection(max_retries=3),
+)
 
 
 @call("connection", "Connection.clone().connect")
@@ -46,17 +52,14 @@ def clone(scene: Scene) -> Interruptible:
     original = scene.connection()
     while True:
         connection = scene.keep(original.clone())
-        run = yield connection.connect
-        if ended(run):
+        if ended((yield connection.connect)):
             assert connection.connected
         scene.whole(connection)
         connection.close()
         scene.whole(original)
 
 
-@call("connection", "Connection.get_heartbeat_interval")
-def get_heartbeat_interval(scene: Scene) -> Interruptible:
-    yield from opening(scene, Connection.get_heartbeat_interval)
+enter("connection", "Connection.get_heartbeat_interval", opening, Connection.get_heartbeat_interval)
 
 
 @call("connection", "with Connection")
@@ -69,8 +72,7 @@ def with_connection(scene: Scene) -> Interruptible:
             connection.default_channel.basic_qos(0, 1, False)
 
     while True:
-        run = yield use
-        ended(run)
+        ended((yield use))
         for connection in made:
             assert not connection.connected
         made.clear()
@@ -113,8 +115,7 @@ def close(scene: Scene) -> Interruptible:
         connection = scene.connection()
         queue = scene.queue(connection)
         Consumer(connection, queue, callbacks=[ignore]).consume()
-        run = yield connection.close
-        ended(run)
+        ended((yield connection.close))
         connection.close()
         assert not connection.connected
         scene.target.check()
@@ -162,8 +163,7 @@ def release(scene: Scene) -> Interruptible:
     while True:
         connection = scene.connection()
         Producer(connection).publish("x", "nowhere")
-        run = yield connection.release
-        ended(run)
+        ended((yield connection.release))
         connection.release()
         assert not connection.connected
         scene.target.check()
@@ -173,8 +173,7 @@ def release(scene: Scene) -> Interruptible:
 def collect(scene: Scene) -> Interruptible:
     while True:
         connection = scene.connection()
-        run = yield connection.collect
-        ended(run)
+        ended((yield connection.collect))
         connection.collect()
         scene.whole(connection)
         connection.close()
@@ -185,8 +184,7 @@ def switch(scene: Scene) -> Interruptible:
     while True:
         connection = scene.connection()
         connection.default_channel.basic_qos(0, 1, False)
-        run = yield lambda: connection.switch(scene.target.url)
-        ended(run)
+        ended((yield lambda: connection.switch(scene.target.url)))
         scene.whole(connection)
         connection.close()
 
@@ -198,8 +196,7 @@ def maybe_close_channel(scene: Scene) -> Interruptible:
     before = scene.channels(connection)
     while True:
         opened = connection.channel()
-        run = yield lambda: connection.maybe_close_channel(opened)
-        ended(run)
+        ended((yield lambda: connection.maybe_close_channel(opened)))
         connection.maybe_close_channel(opened)
         until(lambda: scene.channels(connection) == before)
         scene.whole(connection)
@@ -220,8 +217,7 @@ def ensure(scene: Scene) -> Interruptible:
     producer = Producer(connection)
     publish = connection.ensure(producer, producer.publish, max_retries=3)
     while True:
-        run = yield lambda: publish("x", queue.name)
-        was_sent = ended(run)
+        was_sent = ended((yield lambda: publish("x", queue.name)))
         producer.publish("after", queue.name)
         bodies = scene.take_all(connection, queue.name, "after")
         assert bodies in (["x", "after"], ["after"])
@@ -267,8 +263,7 @@ def receiving(scene: Scene, is_late: bool) -> Interruptible:
     number = 0
     with Consumer(connection, queue, callbacks=[receive]) as consumer:
         while True:
-            run = yield drain
-            ended(run)
+            ended((yield drain))
             gevent.joinall(sending, timeout=30)
             producer.publish("after", queue.name)
             while "after" not in got:
@@ -292,14 +287,8 @@ def drained(connection: Connection) -> bool:
     return True
 
 
-@call("connection", "Connection.drain_events")
-def drain_events(scene: Scene) -> Interruptible:
-    yield from receiving(scene, False)
-
-
-@call("connection", "Connection.drain_events, waiting")
-def drain_events_waiting(scene: Scene) -> Interruptible:
-    yield from receiving(scene, True)
+enter("connection", "Connection.drain_events", receiving, False)
+enter("connection", "Connection.drain_events, waiting", receiving, True)
 
 
 @call("connection", "Connection.drain_events(timeout=...)")
@@ -350,8 +339,7 @@ def check(scene: Scene) -> Interruptible:
 def binding(scene: Scene) -> Interruptible:
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda: Queue(scene.name)(connection).queue_declare()
-        ended(run)
+        ended((yield lambda: Queue(scene.name)(connection).queue_declare()))
         connection.default_channel.queue_delete(scene.name)
         scene.whole(connection)
         connection.close()

@@ -9,7 +9,15 @@ from greenconn.connection import Connection
 from greenconn.messaging import Consumer, Producer
 from tests.fix_wires import until
 from tests.quality.faults.interruptions.calls.connecting import drained
-from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended, ignore
+from tests.quality.faults.interruptions.scene import (
+    SOON,
+    Interruptible,
+    Scene,
+    call,
+    ended,
+    enter,
+    ignore,
+)
 
 
 class Bench:
@@ -53,8 +61,7 @@ class Bench:
 def consume(scene: Scene) -> Interruptible:
     bench = Bench(scene)
     while True:
-        run = yield bench.consumer.consume
-        if not ended(run):
+        if not ended((yield bench.consumer.consume)):
             assert not bench.consumer.consuming_from(bench.queue)
             until(lambda: bench.consumers() == 0)
             bench.consumer.consume()
@@ -74,8 +81,7 @@ def with_consumer(scene: Scene) -> Interruptible:
 
     while True:
         bench.got.clear()
-        run = yield use
-        ended(run)
+        ended((yield use))
         bench.consumer.cancel()
         bench.ended()
         # What it received and did not handle comes to the next callback.
@@ -92,8 +98,7 @@ def cancelling(scene: Scene, cancel: Callable[[Bench], Any]) -> Interruptible:
     bench = Bench(scene)
     while True:
         bench.consumer.consume()
-        run = yield lambda: cancel(bench)
-        ended(run)
+        ended((yield lambda: cancel(bench)))
         assert not bench.consumer.consuming_from(bench.queue)
         bench.consumer.cancel()
         bench.ended()
@@ -102,14 +107,8 @@ def cancelling(scene: Scene, cancel: Callable[[Bench], Any]) -> Interruptible:
         bench.consumer.cancel()
 
 
-@call("consume", "Consumer.cancel")
-def cancel(scene: Scene) -> Interruptible:
-    yield from cancelling(scene, lambda bench: bench.consumer.cancel())
-
-
-@call("consume", "Consumer.close")
-def close(scene: Scene) -> Interruptible:
-    yield from cancelling(scene, lambda bench: bench.consumer.close())
+enter("consume", "Consumer.cancel", cancelling, lambda bench: bench.consumer.cancel())
+enter("consume", "Consumer.close", cancelling, lambda bench: bench.consumer.close())
 
 
 @call("consume", "Consumer.cancel_by_queue")
@@ -117,8 +116,7 @@ def cancel_by_queue(scene: Scene) -> Interruptible:
     bench = Bench(scene)
     while True:
         bench.consumer.consume()
-        run = yield lambda: bench.consumer.cancel_by_queue(bench.queue.name)
-        ended(run)
+        ended((yield lambda: bench.consumer.cancel_by_queue(bench.queue.name)))
         bench.consumer.cancel()
         bench.ended()
         bench.consumer.add_queue(bench.queue)
@@ -132,35 +130,22 @@ def using(scene: Scene, use: Callable[[Bench], Any]) -> Interruptible:
     bench = Bench(scene)
     bench.consumer.consume()
     while True:
-        run = yield lambda: use(bench)
-        ended(run)
+        ended((yield lambda: use(bench)))
         use(bench)
         bench.works()
 
 
-@call("consume", "Consumer.qos")
-def qos(scene: Scene) -> Interruptible:
-    yield from using(scene, lambda bench: bench.consumer.qos(prefetch_count=3))
-
-
-@call("consume", "Consumer.recover")
-def recover(scene: Scene) -> Interruptible:
-    yield from using(scene, lambda bench: bench.consumer.recover(requeue=True))
-
-
-@call("consume", "Consumer.flow", lambda target: target.speaks_amqp)
-def flow(scene: Scene) -> Interruptible:
-    yield from using(scene, lambda bench: bench.consumer.flow(True))
-
-
-@call("consume", "Consumer.purge")
-def purge(scene: Scene) -> Interruptible:
-    yield from using(scene, lambda bench: bench.consumer.purge())
-
-
-@call("consume", "Consumer.declare")
-def declare(scene: Scene) -> Interruptible:
-    yield from using(scene, lambda bench: bench.consumer.declare())
+enter("consume", "Consumer.qos", using, lambda bench: bench.consumer.qos(prefetch_count=3))
+enter("consume", "Consumer.recover", using, lambda bench: bench.consumer.recover(requeue=True))
+enter(
+    "consume",
+    "Consumer.flow",
+    using,
+    lambda bench: bench.consumer.flow(True),
+    fits=lambda target: target.speaks_amqp,
+)
+enter("consume", "Consumer.purge", using, lambda bench: bench.consumer.purge())
+enter("consume", "Consumer.declare", using, lambda bench: bench.consumer.declare())
 
 
 @call("consume", "Consumer(connection, queues)")
@@ -187,8 +172,7 @@ def of_queue(scene: Scene) -> Interruptible:
 
     while True:
         number += 1
-        run = yield use
-        ended(run)
+        ended((yield use))
         bench.queue.cancel(f"{scene.name}-{number}")
         until(lambda: bench.consumers() == 0)
         bench.consumer.consume()

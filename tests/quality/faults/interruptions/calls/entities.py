@@ -56,8 +56,7 @@ def enter(
         pair = Pair(scene)
         try:
             while True:
-                run = yield lambda: use(pair)
-                ended(run)
+                ended((yield lambda: use(pair)))
                 use(pair)
                 back(pair)
                 pair.works()

@@ -86,8 +86,7 @@ def acquiring(scene: Scene, make: Make, is_fresh: bool) -> Interruptible:
 
     try:
         while True:
-            run = yield acquire
-            ended(run)
+            ended((yield acquire))
             assert pool.stats()["in_use"] == 0
             whole(scene, pool)
             if is_fresh:
@@ -113,8 +112,7 @@ def waiting(scene: Scene, make: Make) -> Interruptible:
     try:
         while True:
             held += [pool.acquire() for _ in range(pool.limit)]
-            run = yield wait
-            ended(run)
+            ended((yield wait))
             until(lambda: not held)
             whole(scene, pool)
     finally:
@@ -154,8 +152,7 @@ def resizing(scene: Scene, make: Make) -> Interruptible:
             held = [pool.acquire() for _ in range(first)]
             for each in held:
                 each.release()
-            run = yield resize
-            ended(run)
+            ended((yield resize))
             assert pool.limit in (first, first + 1)
             pool.resize(first, force=True)
             whole(scene, pool)
@@ -189,8 +186,7 @@ def preload(scene: Scene) -> Interruptible:
     template = scene.connection(opened=False)
     while True:
         made: list[Any] = []
-        run = yield lambda: made.append(template.Pool(LIMIT, preload=LIMIT))
-        ended(run)
+        ended((yield lambda: made.append(template.Pool(LIMIT, preload=LIMIT))))
         for pool in made:
             whole(scene, pool)
             pool.force_close_all()
@@ -231,8 +227,7 @@ def set_limit(scene: Scene) -> Interruptible:
             def resize() -> None:
                 pools.set_limit(first + 1, reset_after=True)
 
-            run = yield resize
-            ended(run)
+            ended((yield resize))
             pools.set_limit(first, force=True)
             assert pools.get_limit() == first
             whole(scene, pools.connections[template])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.publishing import publish, publish_many
 from tests.fix_wires import until
-from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended
+from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended, enter
 
 #: What sends a body with a producer.
 Send = Callable[[Producer, Any], Any]
@@ -29,8 +30,7 @@ def producing(scene: Scene, send: Send, count: int = 1, **options: Any) -> Inter
     producer, number = Producer(connection, exchange, "key"), 0
     while True:
         number += 1
-        run = yield lambda: send(producer, number)
-        was_sent = ended(run)
+        was_sent = ended((yield lambda: send(producer, number)))
         producer.publish("after", retry=True)
         bodies = scene.take_all(connection, queue.name, "after")[:-1]
         assert bodies == [number] * len(bodies), bodies
@@ -39,26 +39,16 @@ def producing(scene: Scene, send: Send, count: int = 1, **options: Any) -> Inter
         scene.whole(connection)
 
 
-@call("publish", "Producer.publish, unconfirmed")
-def unconfirmed(scene: Scene) -> Interruptible:
-    yield from producing(
-        scene, lambda producer, body: producer.publish(body), confirm_publish=False
-    )
-
-
-@call("publish", "Producer.publish, confirmed")
-def confirmed(scene: Scene) -> Interruptible:
-    yield from producing(scene, lambda producer, body: producer.publish(body, timeout=SOON))
-
-
-@call("publish", "Producer.publish(retry=True)")
-def retried(scene: Scene) -> Interruptible:
-    yield from producing(scene, lambda producer, body: producer.publish(body, retry=True))
-
-
-@call("publish", "Producer.publish(mandatory=True)")
-def mandatory(scene: Scene) -> Interruptible:
-    yield from producing(scene, lambda producer, body: producer.publish(body, mandatory=True))
+#: What a confirmed publish is given, by what it is called.
+CONFIRMED: dict[str, dict[str, Any]] = {
+    "Producer.publish, confirmed": {"timeout": SOON},
+    "Producer.publish(retry=True)": {"retry": True},
+    "Producer.publish(mandatory=True)": {"mandatory": True},
+}
+for each, options in CONFIRMED.items():
+    enter("publish", each, producing, partial(Producer.publish, **options))
+each = "Producer.publish, unconfirmed"
+enter("publish", each, producing, Producer.publish, confirm_publish=False)
 
 
 @call("publish", "Producer.publish(declare=...)")
@@ -107,8 +97,7 @@ def of_exchange(scene: Scene) -> Interruptible:
     queue = scene.queue(connection, exchange=exchange, routing_key="key")
     producer = Producer(connection, exchange, "key")
     while True:
-        run = yield lambda: send(producer, "x")
-        was_sent = ended(run)
+        was_sent = ended((yield lambda: send(producer, "x")))
         until(lambda: scene.count(connection, queue.name) in ((1,) if was_sent else (0, 1)))
         queue.purge()
         scene.whole(connection)
@@ -121,15 +110,14 @@ def declare(scene: Scene) -> Interruptible:
     while True:
         connection.declared_entities.clear()
         producer = Producer(connection, exchange, auto_declare=False)
-        run = yield producer.declare
-        ended(run)
+        ended((yield producer.declare))
         producer.declare()
         scene.whole(connection)
 
 
-def shortly(scene: Scene, connection: Any, is_known: bool) -> Interruptible:
+def shortly(scene: Scene, is_known: bool) -> Interruptible:
     """``greenconn.publish`` to a queue that is known, or that is looked for first."""
-    mine, number = scene.connection(), 0
+    connection, mine, number = scene.connection(), scene.connection(), 0
     queue = scene.queue(mine).name
     publish(queue, "first", connection=connection, timeout=SOON, declare=True)
     scene.take(mine, queue)
@@ -150,14 +138,8 @@ def shortly(scene: Scene, connection: Any, is_known: bool) -> Interruptible:
         scene.whole(mine)
 
 
-@call("publish", "greenconn.publish")
-def short(scene: Scene) -> Interruptible:
-    yield from shortly(scene, scene.connection(), True)
-
-
-@call("publish", "greenconn.publish to another queue")
-def short_unknown(scene: Scene) -> Interruptible:
-    yield from shortly(scene, scene.connection(), False)
+enter("publish", "greenconn.publish", shortly, True)
+enter("publish", "greenconn.publish to another queue", shortly, False)
 
 
 @call("publish", "greenconn.publish to no queue yet")
@@ -182,8 +164,7 @@ def short_new(scene: Scene) -> Interruptible:
     queue = scene.queue(mine).name
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda: publish(queue, "x", connection=connection, declare=True)
-        was_sent = ended(run)
+        was_sent = ended((yield lambda: publish(queue, "x", connection=connection, declare=True)))
         publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         bodies = scene.take_all(mine, queue, "after")
         assert bodies in (["x", "after"], ["after"])
@@ -203,8 +184,7 @@ def short_refused(scene: Scene) -> Interruptible:
             publish(Exchange(""), "x", connection=connection, routing_key=f"{queue}-nobody")
 
     while True:
-        run = yield send
-        ended(run)
+        ended((yield send))
         publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         assert scene.take(connection, queue) == ["after"]
         scene.whole(connection)
@@ -255,8 +235,7 @@ def close(scene: Scene) -> Interruptible:
     while True:
         producer = Producer(connection)
         producer.publish("x", queue.name)
-        run = yield producer.close
-        ended(run)
+        ended((yield producer.close))
         producer.close()
         assert scene.take(connection, queue.name) == ["x"]
         scene.whole(connection)

@@ -11,7 +11,7 @@ import gevent
 from greenconn import rpc
 from greenconn.exceptions import RemoteError, Unroutable
 from tests.fix_wires import until
-from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended
+from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended, enter
 
 
 def calling(scene: Scene, is_first: bool) -> Interruptible:
@@ -42,14 +42,8 @@ def calling(scene: Scene, is_first: bool) -> Interruptible:
         server.stop(SOON)
 
 
-@call("rpc", "rpc.call")
-def rpc_call(scene: Scene) -> Interruptible:
-    yield from calling(scene, False)
-
-
-@call("rpc", "rpc.call, the first")
-def first_call(scene: Scene) -> Interruptible:
-    yield from calling(scene, True)
+enter("rpc", "rpc.call", calling, False)
+enter("rpc", "rpc.call, the first", calling, True)
 
 
 @call("rpc", "rpc.call that nobody serves")

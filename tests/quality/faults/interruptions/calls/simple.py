@@ -68,8 +68,7 @@ def putting(scene: Scene, make: Make) -> Interruptible:
     simple = make(scene, connection)
     while True:
         number += 1
-        run = yield lambda: simple.put(number)
-        was_put = ended(run)
+        was_put = ended((yield lambda: simple.put(number)))
         simple.put("after")
         bodies = bodies_up_to(simple, "after")
         assert bodies in ([number, "after"], ["after"])
@@ -103,8 +102,7 @@ def using(scene: Scene, make: Make, use: Callable[[Any], Any]) -> Interruptible:
     simple = make(scene, connection)
     while True:
         simple.put("x")
-        run = yield lambda: use(simple)
-        ended(run)
+        ended((yield lambda: use(simple)))
         simple.clear()
         until(lambda: simple.qsize() == 0)
         simple.put("y")
@@ -118,8 +116,7 @@ def closing(scene: Scene, make: Make) -> Interruptible:
         simple = make(scene, connection)
         simple.put("x")
         assert bodies_up_to(simple, "x")[-1] == "x"
-        run = yield simple.close
-        ended(run)
+        ended((yield simple.close))
         simple.close()
         make(scene, connection).close()  # a buffer's queue went with its consumer
         until(lambda: scene.consumers(connection, scene.name) == 0)

@@ -67,7 +67,10 @@ class Bench:
         until(lambda: self.consumers() == 0)
         self.scene.whole(self.connection)
 
-    def close(self) -> None:
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         """End all of them.  May switch."""
         self.may_end.set()
         for consumer in self._spawned:
@@ -76,22 +79,19 @@ class Bench:
 
 @call("spawn", "spawn_consumer, wait_ready")
 def wait_ready(scene: Scene) -> Interruptible:
-    bench = Bench(scene)
     spawned: list[ConsumerGreenlet] = []
 
     def use() -> Any:
         spawned.append(bench.spawn())
         return spawned[-1].wait_ready(SOON)
 
-    try:
+    with Bench(scene) as bench:
         while True:
             run = yield use
             if ended(run):
                 assert run.result is True
             assert spawned[-1].wait_ready(SOON)
             bench.works(spawned[-1])
-    finally:
-        bench.close()
 
 
 @call("spawn", "spawn_consumer over a new connection")
@@ -105,8 +105,7 @@ def new_connection(scene: Scene) -> Interruptible:
             made.append(spawn_consumer(bench.queue, bench.handle, connection=connection))
             return made[0].wait_ready(SOON)
 
-        run = yield use
-        ended(run)
+        ended((yield use))
         assert made[0].wait_ready(SOON)
         bench.works(made[0])
         connection.close()
@@ -114,8 +113,7 @@ def new_connection(scene: Scene) -> Interruptible:
 
 @call("spawn", "ConsumerGreenlet.stop")
 def stop(scene: Scene) -> Interruptible:
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             consumer = bench.ready()
             run = yield lambda: consumer.stop(SOON)
@@ -124,15 +122,12 @@ def stop(scene: Scene) -> Interruptible:
             assert consumer.stop(SOON)
             bench.gone()
             bench.works(bench.ready())
-    finally:
-        bench.close()
 
 
 @call("spawn", "ConsumerGreenlet.stop amid handlers")
 def stop_busy(scene: Scene) -> Interruptible:
     """Each message was handled, or is in the queue."""
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             bench.may_end.clear()
             bench.got.clear()
@@ -143,21 +138,17 @@ def stop_busy(scene: Scene) -> Interruptible:
                 )
             until(lambda: consumer.stats()["in_flight"] == 2)
             timer = gevent.spawn_later(0.0, bench.may_end.set)
-            run = yield lambda: consumer.stop(SOON)
-            ended(run)
+            ended((yield lambda: consumer.stop(SOON)))
             timer.join()
             assert consumer.stop(SOON)
             bench.gone()
             left = scene.take(bench.connection, bench.queue, 6 - len(bench.got))
             assert sorted([*bench.got, *left]) == list(range(6))
-    finally:
-        bench.close()
 
 
 @call("spawn", "ConsumerGreenlet.pause")
 def pause(scene: Scene) -> Interruptible:
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             consumer = bench.ready()
             run = yield lambda: consumer.pause(SOON)
@@ -168,14 +159,11 @@ def pause(scene: Scene) -> Interruptible:
             consumer.resume()
             assert consumer.wait_ready(SOON)
             bench.works(consumer)
-    finally:
-        bench.close()
 
 
 @call("spawn", "ConsumerGreenlet.resume, wait_ready")
 def resume(scene: Scene) -> Interruptible:
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             consumer = bench.ready()
             assert consumer.pause(SOON)
@@ -184,19 +172,15 @@ def resume(scene: Scene) -> Interruptible:
                 consumer.resume()
                 return consumer.wait_ready(SOON)
 
-            run = yield use
-            ended(run)
+            ended((yield use))
             assert consumer.wait_ready(SOON)
             bench.works(consumer)
-    finally:
-        bench.close()
 
 
 @call("spawn", "ConsumerGreenlet.kill")
 def kill(scene: Scene) -> Interruptible:
     """However it ends, its messages are there for the next one."""
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             bench.may_end.clear()
             bench.got.clear()
@@ -206,21 +190,17 @@ def kill(scene: Scene) -> Interruptible:
                     bench.queue, number, connection=bench.connection, timeout=SOON, declare=True
                 )
             until(lambda: consumer.stats()["in_flight"] == 2)
-            run = yield consumer.kill
-            ended(run)
+            ended((yield consumer.kill))
             consumer.kill()
             bench.may_end.set()
             bench.gone()
             left = scene.take(bench.connection, bench.queue, 4 - len(bench.got))
             assert sorted([*bench.got, *left]) == list(range(4))
-    finally:
-        bench.close()
 
 
 @call("spawn", "ConsumerGreenlet.join, get")
 def join(scene: Scene) -> Interruptible:
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             consumer = bench.ready()
             stopping = gevent.spawn_later(0.0, consumer.stop)
@@ -230,23 +210,17 @@ def join(scene: Scene) -> Interruptible:
             stopping.join()
             assert consumer.stop(SOON)
             bench.gone()
-    finally:
-        bench.close()
 
 
 @call("spawn", "stop_consumers")
 def stop_all(scene: Scene) -> Interruptible:
-    bench = Bench(scene)
-    try:
+    with Bench(scene) as bench:
         while True:
             consumers = [bench.ready() for _ in range(3)]
-            run = yield lambda: greenconn.stop_consumers(SOON)
-            ended(run)
+            ended((yield lambda: greenconn.stop_consumers(SOON)))
             assert greenconn.stop_consumers(SOON)
             assert all(each.ready() for each in consumers)
             bench.gone()
-    finally:
-        bench.close()
 
 
 def counts_at_once(target: Target) -> bool:
@@ -261,8 +235,7 @@ def close_beneath(scene: Scene) -> Interruptible:
         connection = scene.connection()
         consumer = spawn_consumer(bench.queue, bench.handle, connection=connection)
         assert consumer.wait_ready(SOON)
-        run = yield connection.close
-        ended(run)
+        ended((yield connection.close))
         connection.close()
         consumer.stop(SOON)
         bench.gone()
