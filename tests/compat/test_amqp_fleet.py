@@ -12,7 +12,7 @@ from gevent import Timeout
 
 import greenconn
 from greenconn import serialization
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 
 kombu: Any = pytest.importorskip("kombu")
 
@@ -203,10 +203,7 @@ def test_both_work_on_one_queue(side: Sides, unique: str, long: bool) -> None:
     theirs, ours = side("kombu"), side("greenconn")
     declared(theirs, unique)
     got: list[Any] = []
-    consumer = greenconn.spawn_consumer(
-        unique, lambda body, message: got.append(body), connection=ours[1], prefetch_count=5
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = collecting(ours[1], unique, got, prefetch_count=5)
     producer = theirs[0].Producer(theirs[1])
     for number in range(count):
         producer.publish(number, routing_key=unique)

@@ -17,7 +17,7 @@ import greenconn
 from greenconn import serialization
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 
 pytestmark = pytest.mark.full
 
@@ -311,10 +311,7 @@ def test_kombu_leaves_a_living_consumer_of_ours_alone(
 def test_a_foreign_consumer_is_not_starved(ours: Connect, server: Any) -> None:
     store: list[Any] = []
     connection = ours()
-    consumer = greenconn.spawn_consumer(
-        "q", lambda body, message: store.append(body), connection=connection
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = collecting(connection, "q", store)
     foreign = ours().connection  # a BRPOP holds up its own connection
     waiting = gevent.spawn(foreign.commands.call, pack("BRPOP", "q", 5))
     gevent.sleep(0.1)

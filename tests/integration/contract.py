@@ -11,6 +11,8 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.connection import Connection
+from greenconn.entity import Queue
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from greenconn.transport.beanstalk import Transport as BeanstalkTransport
@@ -22,6 +24,7 @@ from greenconn.transport.redis import ClusterTransport
 from greenconn.transport.redis import Transport as RedisTransport
 from greenconn.transport.sqlite import Transport as SqliteTransport
 from greenconn.transport.SQS import Transport as SqsTransport
+from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.compat.programs.library import GREENCONN, KOMBU
 from tests.integration.hooked import hooked
 from tests.tiny_client import TinyClient
@@ -256,3 +259,14 @@ def hosted_side(prefix: str) -> Side:
 def sqs_side(url: str, prefix: str) -> Side:
     """An SQS, where a look into a queue does not wait for a second."""
     return Side("sqs", SqsTransport(TinyClient(url, get_wait_time=0)), prefix)
+
+
+def collecting(
+    connection: Connection, queue: str | Queue | list[Queue], got: list[Any], **options: Any
+) -> ConsumerGreenlet:
+    """Spawn a consumer that appends the bodies of its messages to *got*, and wait until it is ready."""
+    consumer = spawn_consumer(
+        queue, lambda body, message: got.append(body), connection=connection, **options
+    )
+    assert consumer.wait_ready(SOON)
+    return consumer

@@ -10,7 +10,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.pages import run_blocks
 from tests.unit.test_docs import ROOT
 
@@ -37,10 +37,7 @@ def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
                 greenconn.Queue("bound", greenconn.Exchange("x", "topic"), "a.#"),
                 greenconn.Queue("fanned", greenconn.Exchange("f", "fanout"), auto_delete=True),
             ]
-            consumer = greenconn.spawn_consumer(
-                queues, lambda body, message: got.append(body), connection=connection
-            )
-            assert consumer.wait_ready(SOON)
+            consumer = collecting(connection, queues, got)
             assert connection.connection.commands.is_tracking
             greenconn.publish("plain", 1, connection=connection)
             greenconn.publish(

@@ -14,7 +14,7 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.processes import Running, start
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
@@ -156,10 +156,7 @@ def test_fanout_of_both(kombu: Kombu, connection: Connection) -> None:
     got: list[Any] = []
     news = Exchange("all", "fanout")
     kombu("listen", name="theirs", exchange="all", kind="fanout")
-    consumer = greenconn.spawn_consumer(
-        Queue("ours", news), lambda body, message: got.append(body), connection=connection
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = collecting(connection, Queue("ours", news), got)
     kombu("publish", body="of kombu's", exchange="all", kind="fanout")
     until(lambda: got == ["of kombu's"])
     greenconn.publish(news, "of ours", connection=connection)

@@ -11,7 +11,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.transport.mongodb import MongoStore, changes
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 
 
 def store_of(connection: Connection) -> MongoStore:
@@ -27,10 +27,7 @@ def test_member_of_a_set_reports_changes(
     monkeypatch.setattr(changes, "WATCHED", 3600.0)
     got: list[Any] = []
     with Connection(mongodb_set_url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         waker = store_of(connection)._notifications
         until(lambda: waker._is_streaming)
         with Connection(mongodb_set_url) as other:
@@ -47,10 +44,7 @@ def test_lone_server_is_polled_and_that_is_said_once(
     caplog.set_level(logging.INFO, "greenconn.transport.mongodb")
     got: list[Any] = []
     with Connection(mongodb_url) as one, Connection(mongodb_url) as other:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=one
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(one, "q", got)
         greenconn.publish("q", 1, connection=other)
         until(lambda: got == [1])
         assert consumer.stop(SOON)

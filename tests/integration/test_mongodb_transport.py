@@ -15,7 +15,7 @@ from greenconn.jsoncodec import dumps
 from tests.brokers.mongodb_server import MongoStandin
 from tests.fix_mongodb import Database, MongoFactory
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 
 
 def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long: bool) -> None:
@@ -108,10 +108,7 @@ def test_foreign_message_does_not_stop_a_consumer(
 ) -> None:
     got: list[Any] = []
     with Connection(mongodb_url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         for payload in ("{no", 5, b"\xff", None, dumps({"body": 1}), dumps([])):
             mongodb_database["messages"].insert_one(
                 {"payload": payload, "queue": "q", "priority": 9}

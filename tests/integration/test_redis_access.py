@@ -16,7 +16,7 @@ from greenconn.exceptions import OperationalError
 from greenconn.transport.redis.errors import NotRedis
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.redis_clients import Control
 from tests.unit.test_docs import ROOT
 
@@ -166,10 +166,7 @@ def test_flushed_scripts_that_may_not_be_loaded(
         caplog.at_level("INFO", "greenconn"),
         Connection(url, transport_options={"global_keyprefix": "app:"}) as connection,
     ):
-        consumer = greenconn.spawn_consumer(
-            "plain", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "plain", got)
         at_server("SCRIPT", "FLUSH")
         at_server("CONFIG", "RESETSTAT")
         greenconn.publish("plain", 1, connection=connection)
@@ -189,10 +186,7 @@ def test_delayed_message_needs_the_documented_commands_only(
     url = own_redis.url.replace("//", "//app:password@")
     got: list[Any] = []
     with Connection(url, transport_options={"global_keyprefix": "app:"}) as connection:
-        consumer = greenconn.spawn_consumer(
-            "plain", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "plain", got)
         greenconn.publish("plain", 1, connection=connection, delay=0.1)
         until(lambda: got == [1])
         assert consumer.stop(SOON)

@@ -16,7 +16,7 @@ from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import SteppedRedis
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.processes import start
 from tests.integration.redis_clients import control
 from tests.integration.test_faults_contract import HOLDER
@@ -84,10 +84,7 @@ def test_what_the_killed_held_comes_back_at_once(
         for body in range(10):
             greenconn.publish("q", body, connection=connection, declare=True)
         assert sorted(int(holder.line()) for _ in range(10)) == list(range(10))
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         stepped_redis.set_clock(step)
         holder.signal(signal.SIGKILL)
         until(lambda: len(got) == 10, 15 * LEASE)

@@ -14,7 +14,7 @@ from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 
 
 @pytest.mark.full
@@ -23,10 +23,7 @@ def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
     got: list[Any] = []
     with Connection(server.url) as connection:
         queue = greenconn.Queue("f", greenconn.Exchange("fx", "fanout"))
-        consumer = greenconn.spawn_consumer(
-            queue, lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, queue, got)
         Producer(connection, greenconn.Exchange("fx", "fanout")).publish("x")
         until(lambda: got)
         assert consumer.stop(SOON)
@@ -65,10 +62,7 @@ def test_bindings_after_a_reconnect(redis_with: RedisFactory, empties: bool) -> 
     topic = greenconn.Exchange("tx", "topic")
     queues = [greenconn.Queue("f", fanout), greenconn.Queue("t", topic, "a.#")]
     with Connection(server.url) as connection, Connection(server.url) as control:
-        consumer = greenconn.spawn_consumer(
-            queues, lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, queues, got)
         control.connect()
         if empties:
             control.connection.commands.call(pack("FLUSHALL"))

@@ -25,7 +25,7 @@ from greenconn.transport.redis.claiming import Watch
 from greenconn.wire.resp import pack
 from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.quality.faults.kinds import Direction, Fault, Kind
 from tests.quality.faults.proxied import ProxyProcess
 
@@ -36,10 +36,7 @@ def there_and_back(url: str, **options: Any) -> None:
     """A message goes to a queue and comes back."""
     got: list[Any] = []
     with Connection(url, transport_options=options.pop("transport_options", {}), **options) as c:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=c
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(c, "q", got)
         for number in range(3):
             greenconn.publish("q", number, connection=c)
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
@@ -178,10 +175,7 @@ def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
     with Connection(server.url) as connection, Connection(server.url) as other:
         greenconn.publish("q", "kept", connection=connection, declare=True)
         got: list[Any] = []
-        consumer = greenconn.spawn_consumer(
-            "other", lambda body, message: got.append(body), connection=other
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(other, "other", got)
         control = other.connection
         control.commands.call(pack("CONFIG", "SET", "dir", str(gone)))
         gone.rmdir()
@@ -210,10 +204,7 @@ def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
     server, elsewhere = redis_with(), redis_with()
     got: list[Any] = []
     with Connection(server.url) as connection, Connection(server.url) as other:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         control = other.connection
         control.commands.call(pack("REPLICAOF", "127.0.0.1", elsewhere.port))
         gevent.spawn_later(0.5, control.commands.call, pack("REPLICAOF", "NO", "ONE"))
@@ -231,10 +222,7 @@ def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -
     server = redis_with()
     got: list[Any] = []
     with Connection(server.url) as connection, Connection(server.url) as sending:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         server.kill()
         gevent.sleep(4.0)
         server.start()
@@ -294,10 +282,7 @@ def test_what_no_push_reports_is_found(
     monkeypatch.setattr(claiming.Invalidations, "take", lambda self, keys: None)
     got: list[Any] = []
     with Connection(redis_url) as connection, Connection(redis_url) as other:
-        consumer = greenconn.spawn_consumer(
-            unique, lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, unique, got)
         feed = connection.connection.feeds[unique]
         for number in range(3):
             until(lambda: feed.source.state is Watch.ARMED)
@@ -338,10 +323,7 @@ def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> Non
         Connection(f"redis://127.0.0.1:{proxy.port}/0") as draining,
         Connection(server.url) as sending,
     ):
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         draining.Consumer(Queue("other"), callbacks=[lambda body, message: message.ack()]).consume()
         for number in range(20):
             spoil = Fault(

@@ -14,7 +14,7 @@ from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.redis_clients import Control
 
 pytestmark = pytest.mark.full
@@ -124,10 +124,7 @@ def test_foreign_blocking_consumer_gets_its_share(
         Connection(own_redis.url) as foreign,
         Connection(own_redis.url) as sender,
     ):
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: ours.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", ours)
 
         def pop() -> None:
             while True:

@@ -20,7 +20,7 @@ from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.redis_clients import Control, control
 
 LEASE = {"lease": 0.6}
@@ -180,10 +180,7 @@ def test_full_memory_keeps_nobody_from_requeueing(redis_with: RedisFactory) -> N
         Connection(server.url, transport_options=LEASE) as connection,
         control(server.url) as at_server,
     ):
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: done.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", done)
         assert consumer.pause(SOON)
         greenconn.publish("q", "all there is", connection=connection)
         dead_consumer_holds(at_server, "all there is")

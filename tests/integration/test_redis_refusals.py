@@ -25,7 +25,7 @@ from greenconn.messaging import Consumer, Producer
 from tests.fix_brokers import RedisFactory
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.redis_clients import Control, control
 
 #: Seconds: far below all timeouts.
@@ -79,10 +79,7 @@ def test_a_consumer_that_is_refused_later_is_there_when_it_may(
     done: list[Any] = []
     url = server.url.replace("//", "//mailer:secret@")
     with control(server.url) as admin, Connection(url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: done.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", done)
         admin(*taken)
         admin("CLIENT", "KILL", "USER", "mailer")
         until(lambda: f"trying again: {expected}" in caplog.text)
@@ -260,10 +257,7 @@ def test_loading_is_waited_for(redis_with: RedisFactory) -> None:
     )
     got: list[Any] = []
     with Connection(server.url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         with control(server.url) as at_server:
             at_server("MSET", *[text for n in range(3000) for text in (f"key{n}", "x" * 100)])
             at_server("SAVE")

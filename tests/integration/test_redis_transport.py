@@ -23,7 +23,7 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
-from tests.integration.contract import SOON, Store
+from tests.integration.contract import SOON, Store, collecting
 
 Connect = Callable[..., Connection]
 
@@ -426,10 +426,7 @@ def test_unknown_options(redis_url: str, caplog: pytest.LogCaptureFixture) -> No
 def test_flushed_scripts(connect: Connect) -> None:
     connection, other = connect(), connect()
     got: list[Any] = []
-    consumer = greenconn.spawn_consumer(
-        "q", lambda body, message: got.append(body), connection=connection
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = collecting(connection, "q", got)
     for number in range(3):
         other.connection.commands.call(pack("SCRIPT", "FLUSH"))
         Producer(other).publish(number, routing_key="q")

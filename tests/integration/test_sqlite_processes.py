@@ -19,7 +19,7 @@ from greenconn.exceptions import NotFound
 from greenconn.transport.sqlite.database import Database
 from tests.fix_wires import until
 from tests.forked import holds_in_child
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.processes import Running, start
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
@@ -240,10 +240,7 @@ gevent.sleep(1000)
     path = sqlite_url.removeprefix("sqlite:///")
     with Connection(url) as connection:
         got: list[Any] = []
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         assert len(glob.glob(f"{path}-*.wake")) == 2
         target.signal(signal.SIGKILL)
         until(lambda: len(glob.glob(f"{path}-*.wake")) == 1, 20 * LEASE)
