@@ -6,33 +6,49 @@ Without the runner (plain ``pytest``) the process starts private brokers when a 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import pytest
 
+from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.cluster import RabbitMQCluster
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import AMQP_CTL, AMQP_URL, NEWER_AMQP_URL, REDIS_URL, are_required
 from tests.brokers.keeper import Keeper
+from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer, SteppedRedis
+from tests.brokers.server import Server
 
-Broker = TypeVar(
-    "Broker",
-    PouchDB,
-    RabbitMQ,
-    RabbitMQCluster,
-    RedisCluster,
-    RedisServer,
-    SteppedRedis,
-    MotoServer,
-)
+
+class Startable(Protocol):
+    """A broker, or several that work together."""
+
+    def start(self) -> None: ...
+    def close(self) -> None: ...
+
+
+Broker = TypeVar("Broker", bound=Startable)
+Process = TypeVar("Process", bound=Server)
+
+#: What there is not when a test is skipped.
+TITLES: dict[Any, str] = {
+    Beanstalkd: "beanstalkd",
+    MongoStandin: "stand-in for MongoDB",
+    MotoServer: "moto",
+    PouchDB: "pouchdb-server",
+    RabbitMQ: "RabbitMQ",
+    RabbitMQCluster: "RabbitMQ cluster",
+    RedisCluster: "Redis Cluster",
+    RedisServer: "Redis",
+    SteppedRedis: "Redis whose clock can be set",
+}
 
 
 class Brokers:
@@ -40,7 +56,7 @@ class Brokers:
 
     def __init__(self) -> None:
         self._keeper: Keeper | None = None
-        self._reasons: dict[type, str] = {}
+        self._reasons: dict[Any, str] = {}
 
     @property
     def keeper(self) -> Keeper:
@@ -50,63 +66,34 @@ class Brokers:
             self._keeper = Keeper()
         return self._keeper
 
-    def rabbitmq(self, **options: Any) -> RabbitMQ:
-        """Start a RabbitMQ; skip the test, with the reason, when there is none."""
-        self._skip_again(RabbitMQ)
+    def start(self, kind: Callable[..., Broker], **options: Any) -> Broker:
+        """Start a broker; skip the test, with the reason, when there is none."""
+        self._skip_again(kind)
         try:
-            return self._started(RabbitMQ, **options)
+            return self._started(kind, **options)
         except NoBroker as error:
-            self._skip(RabbitMQ, f"no RabbitMQ: {error}")
+            self._skip(kind, f"no {TITLES[kind]}: {error}")
 
-    def rabbitmq_cluster(self) -> RabbitMQCluster:
-        """Start a RabbitMQ cluster; skip the test, with the reason, when there is none."""
-        self._skip_again(RabbitMQCluster)
+    def wait_ready(self, handle: RabbitMQHandle) -> None:
+        """Wait for the runner's RabbitMQ; skip the test, with the reason, when it failed."""
+        self._skip_again(RabbitMQHandle)
         try:
-            return self._started(RabbitMQCluster)
+            handle.wait_ready()
         except NoBroker as error:
-            self._skip(RabbitMQCluster, f"no RabbitMQ cluster: {error}")
+            self._skip(RabbitMQHandle, f"no RabbitMQ: {error}")
 
-    def redis(self, options: tuple[str, ...] = ()) -> RedisServer:
-        """Start a Redis; skip the test, with the reason, when there is none."""
-        self._skip_again(RedisServer)
-        try:
-            return self._started(RedisServer, options=options)
-        except NoBroker as error:
-            self._skip(RedisServer, f"no Redis: {error}")
+    def _skip_again(self, kind: Any) -> None:
+        """Do not try again, for each test, what failed once."""
+        if kind in self._reasons:
+            self._skip(kind, self._reasons[kind])
 
-    def redis_cluster(self, **options: Any) -> RedisCluster:
-        """Start a Redis Cluster; skip the test, with the reason, when there is none."""
-        self._skip_again(RedisCluster)
-        try:
-            return self._started(RedisCluster, **options)
-        except NoBroker as error:
-            self._skip(RedisCluster, f"no Redis Cluster: {error}")
+    def _skip(self, kind: Any, reason: str) -> NoReturn:
+        self._reasons[kind] = reason
+        if are_required():
+            pytest.fail(reason)
+        pytest.skip(reason)
 
-    def stepped_redis(self) -> SteppedRedis:
-        """Start a Redis whose clock can be set; skip the test, with the reason, when there is none."""
-        self._skip_again(SteppedRedis)
-        try:
-            return self._started(SteppedRedis)
-        except NoBroker as error:
-            self._skip(SteppedRedis, f"no Redis whose clock can be set: {error}")
-
-    def pouchdb(self, **options: Any) -> PouchDB:
-        """Start a pouchdb-server; skip the test, with the reason, when there is none."""
-        self._skip_again(PouchDB)
-        try:
-            return self._started(PouchDB, **options)
-        except NoBroker as error:
-            self._skip(PouchDB, f"no pouchdb-server: {error}")
-
-    def moto(self) -> MotoServer:
-        """Start a moto server; skip the test, with the reason, when there is none."""
-        self._skip_again(MotoServer)
-        try:
-            return self._started(MotoServer)
-        except NoBroker as error:
-            self._skip(MotoServer, f"no moto: {error}")
-
-    def _started(self, kind: type[Broker], **options: Any) -> Broker:
+    def _started(self, kind: Callable[..., Broker], **options: Any) -> Broker:
         """Start a broker, a second time if another program was quicker at one of its ports."""
         broker = kind(self.keeper, **options)
         try:
@@ -117,14 +104,6 @@ class Brokers:
             broker.start()
         return broker
 
-    def wait_ready(self, handle: RabbitMQHandle) -> None:
-        """Wait for the runner's RabbitMQ; skip the test, with the reason, when it failed."""
-        self._skip_again(RabbitMQHandle)
-        try:
-            handle.wait_ready()
-        except NoBroker as error:
-            self._skip(RabbitMQHandle, f"no RabbitMQ: {error}")
-
     @contextmanager
     def needed(self, kind: type, name: str) -> Iterator[None]:
         """Start a broker of another kind within; skip the test, with the reason, when there is none."""
@@ -134,21 +113,45 @@ class Brokers:
         except NoBroker as error:
             self._skip(kind, f"no {name}: {error}")
 
-    def _skip_again(self, kind: type) -> None:
-        """Do not try again, for each test, what failed once."""
-        if kind in self._reasons:
-            self._skip(kind, self._reasons[kind])
-
-    def _skip(self, kind: type, reason: str) -> NoReturn:
-        self._reasons[kind] = reason
-        if are_required():
-            pytest.fail(reason)
-        pytest.skip(reason)
-
     def close(self) -> None:
         """End them."""
         if self._keeper is not None:
             self._keeper.close()
+
+
+class Servers(Generic[Process]):
+    """Starts servers of one kind with options of their own, and ends them."""
+
+    def __init__(self, brokers: Brokers, kind: Callable[..., Process]) -> None:
+        self._brokers = brokers
+        self._kind = kind
+        self._servers: list[Process] = []
+
+    def __call__(self, *options: str, **named: Any) -> Process:
+        if options:
+            named["options"] = options
+        self._servers.append(self._brokers.start(self._kind, **named))
+        return self._servers[-1]
+
+    def __enter__(self) -> Servers[Process]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End them, whatever they do."""
+        for server in self._servers:
+            server.kill()
+            server.close()
+
+
+def mended(server: Process) -> Iterator[Process]:
+    """Give a test a server that runs, and mend it after the test."""
+    if not server.is_running:
+        server.start()
+    yield server
+    server.resume()
+
+
+RedisFactory = Servers[RedisServer]
 
 
 @pytest.fixture(scope="session")
@@ -169,7 +172,7 @@ def rabbitmq(brokers: Brokers) -> RabbitMQHandle:
         return handle
     if os.environ.get(AMQP_URL):
         pytest.skip(f"{AMQP_URL} was given without {AMQP_CTL}: rabbitmqctl cannot be used")
-    return brokers.rabbitmq()
+    return brokers.start(RabbitMQ)
 
 
 @pytest.fixture(scope="session")
@@ -194,13 +197,13 @@ def amqp_url(request: pytest.FixtureRequest, brokers: Brokers) -> str:
 @pytest.fixture(scope="session")
 def redis_url(brokers: Brokers) -> str:
     """The address of a Redis and a database that is this process's own."""
-    return os.environ.get(REDIS_URL) or brokers.redis().url
+    return os.environ.get(REDIS_URL) or brokers.start(RedisServer).url
 
 
 @pytest.fixture(scope="session")
 def redis_cluster(brokers: Brokers) -> RedisCluster:
     """A Redis Cluster of this process, without replicas; never end a node."""
-    return brokers.redis_cluster(replicas=0)
+    return brokers.start(RedisCluster, replicas=0)
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +215,7 @@ def redis_cluster_url(redis_cluster: RedisCluster) -> str:
 @pytest.fixture(scope="module")
 def own_redis_cluster_processes(brokers: Brokers) -> Iterator[RedisCluster]:
     """The processes behind :func:`own_redis_cluster`."""
-    cluster = brokers.redis_cluster()
+    cluster = brokers.start(RedisCluster)
     yield cluster
     cluster.close()
 
@@ -227,7 +230,7 @@ def own_redis_cluster(own_redis_cluster_processes: RedisCluster) -> Iterator[Red
 @pytest.fixture(scope="session")
 def own_rabbitmq_process(brokers: Brokers) -> Iterator[RabbitMQ]:
     """The process behind :func:`own_rabbitmq`."""
-    broker = brokers.rabbitmq()
+    broker = brokers.start(RabbitMQ)
     yield broker
     broker.close()
 
@@ -245,7 +248,7 @@ def own_rabbitmq(own_rabbitmq_process: RabbitMQ) -> Iterator[RabbitMQ]:
 @pytest.fixture(scope="module")
 def rabbitmq_cluster_processes(brokers: Brokers) -> Iterator[RabbitMQCluster]:
     """The processes behind :func:`rabbitmq_cluster`, which need the memory of three."""
-    cluster = brokers.rabbitmq_cluster()
+    cluster = brokers.start(RabbitMQCluster)
     yield cluster
     cluster.close()
 
@@ -264,8 +267,8 @@ def managed_rabbitmq(brokers: Brokers) -> Iterator[RabbitMQ]:
         f"management.sample_retention_policies.{kind}.minute": 1
         for kind in ("global", "basic", "detailed")
     }
-    broker = brokers.rabbitmq(
-        is_managed=True, settings={"collect_statistics_interval": 250, **policies}
+    broker = brokers.start(
+        RabbitMQ, is_managed=True, settings={"collect_statistics_interval": 250, **policies}
     )
     yield broker
     broker.kill()  # its HTTP server takes seconds to stop in order
@@ -275,7 +278,7 @@ def managed_rabbitmq(brokers: Brokers) -> Iterator[RabbitMQ]:
 @pytest.fixture(scope="session")
 def own_redis_process(brokers: Brokers) -> Iterator[RedisServer]:
     """The process behind :func:`own_redis`."""
-    broker = brokers.redis()
+    broker = brokers.start(RedisServer)
     yield broker
     broker.close()
 
@@ -283,44 +286,20 @@ def own_redis_process(brokers: Brokers) -> Iterator[RedisServer]:
 @pytest.fixture
 def own_redis(own_redis_process: RedisServer) -> Iterator[RedisServer]:
     """A Redis that the test may stop, kill or freeze; mended after the test."""
-    broker = own_redis_process
-    if not broker.is_running:
-        broker.start()
-    yield broker
-    broker.resume()
-
-
-class RedisFactory:
-    """Starts Redis servers with options of their own: ``redis_with("--appendonly", "yes")``."""
-
-    def __init__(self, brokers: Brokers) -> None:
-        self._brokers = brokers
-        self._servers: list[RedisServer] = []
-
-    def __call__(self, *options: str) -> RedisServer:
-        server = self._brokers.redis(options)
-        self._servers.append(server)
-        return server
-
-    def close(self) -> None:
-        """End them, whatever they do."""
-        for server in self._servers:
-            server.kill()
-            server.close()
+    yield from mended(own_redis_process)
 
 
 @pytest.fixture
 def redis_with(brokers: Brokers) -> Iterator[RedisFactory]:
     """Start a Redis of the test's own with ``redis_with(option...)``; ended after the test."""
-    factory = RedisFactory(brokers)
-    yield factory
-    factory.close()
+    with Servers(brokers, RedisServer) as servers:
+        yield servers
 
 
 @pytest.fixture
 def stepped_redis(brokers: Brokers) -> Iterator[SteppedRedis]:
     """A Redis of the test's own whose clock can be set."""
-    broker = brokers.stepped_redis()
+    broker = brokers.start(SteppedRedis)
     yield broker
     broker.kill()
     broker.close()

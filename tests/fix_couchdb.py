@@ -12,7 +12,7 @@ import pytest
 
 from tests.brokers.environment import COUCHDB_URL
 from tests.brokers.pouchdb import PouchDB
-from tests.fix_brokers import Brokers
+from tests.fix_brokers import Brokers, mended
 
 PouchFactory = Callable[..., PouchDB]
 
@@ -34,7 +34,7 @@ def couchdb_server(brokers: Brokers) -> str:
     if url:
         return url.rstrip("/")
     with unlimited():
-        return brokers.pouchdb().url
+        return brokers.start(PouchDB).url
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def couchdb_new_url(couchdb_server: str, unique: str) -> str:
 def own_couchdb_process(brokers: Brokers) -> Iterator[PouchDB]:
     """The process behind :func:`own_couchdb`."""
     with unlimited():
-        broker = brokers.pouchdb(is_kept=True)
+        broker = brokers.start(PouchDB, is_kept=True)
     yield broker
     broker.close()
 
@@ -61,11 +61,7 @@ def own_couchdb_process(brokers: Brokers) -> Iterator[PouchDB]:
 @pytest.fixture
 def own_couchdb(own_couchdb_process: PouchDB) -> Iterator[PouchDB]:
     """A server with data on disk that the test may stop, kill or freeze; mended after the test."""
-    broker = own_couchdb_process
-    if not broker.is_running:
-        broker.start()
-    yield broker
-    broker.resume()
+    yield from mended(own_couchdb_process)
 
 
 @pytest.fixture
@@ -75,7 +71,7 @@ def pouchdb_with(brokers: Brokers) -> Iterator[PouchFactory]:
 
     def start(**options: object) -> PouchDB:
         with unlimited():
-            servers.append(brokers.pouchdb(**options))
+            servers.append(brokers.start(PouchDB, **options))
         return servers[-1]
 
     yield start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pymongo
@@ -13,31 +13,10 @@ from pymongo import common
 
 from tests.brokers.environment import MONGODB_URL
 from tests.brokers.mongodb_server import MongoStandin
-from tests.fix_brokers import Brokers
+from tests.fix_brokers import Brokers, Servers, mended
 
-MongoFactory = Callable[..., MongoStandin]
+MongoFactory = Servers[MongoStandin]
 Database = pymongo.database.Database[dict[str, Any]]
-
-
-class MongoServers:
-    """Starts stand-ins, and ends them."""
-
-    def __init__(self, brokers: Brokers) -> None:
-        self._brokers = brokers
-        self._servers: list[MongoStandin] = []
-
-    def __call__(self, **options: Any) -> MongoStandin:
-        server = MongoStandin(self._brokers.keeper, **options)
-        self._servers.append(server)
-        server.start()
-        return server
-
-    def close(self) -> None:
-        """End them, whatever they do."""
-        for server in self._servers:
-            server.kill()
-            server.close()
-        self._servers.clear()
 
 
 @pytest.fixture(scope="session")
@@ -54,15 +33,14 @@ def quick_monitors() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def mongodb_servers(brokers: Brokers, quick_monitors: None) -> Iterator[MongoServers]:
+def mongodb_servers(brokers: Brokers, quick_monitors: None) -> Iterator[MongoFactory]:
     """Starts stand-ins that live as long as the tests."""
-    servers = MongoServers(brokers)
-    yield servers
-    servers.close()
+    with Servers(brokers, MongoStandin) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")
-def mongodb_server(mongodb_servers: MongoServers) -> str:
+def mongodb_server(mongodb_servers: MongoFactory) -> str:
     """The address of a lone server, with options but without a database; never stop it."""
     return os.environ.get(MONGODB_URL) or mongodb_servers().url
 
@@ -89,7 +67,7 @@ def mongodb_database(mongodb_url: str, unique: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def mongodb_set(mongodb_servers: MongoServers) -> MongoStandin:
+def mongodb_set(mongodb_servers: MongoFactory) -> MongoStandin:
     """A stand-in for the only member of a replica set; never stop it."""
     return mongodb_servers(replica_set="rs0")
 
@@ -103,13 +81,12 @@ def mongodb_set_url(mongodb_set: MongoStandin, unique: str) -> str:
 @pytest.fixture
 def mongodb_with(brokers: Brokers, quick_monitors: None) -> Iterator[MongoFactory]:
     """Start a stand-in of the test's own with ``mongodb_with(option...)``; ended after the test."""
-    servers = MongoServers(brokers)
-    yield servers
-    servers.close()
+    with Servers(brokers, MongoStandin) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")
-def own_mongodb_process(mongodb_servers: MongoServers) -> MongoStandin:
+def own_mongodb_process(mongodb_servers: MongoFactory) -> MongoStandin:
     """The process behind :func:`own_mongodb`."""
     return mongodb_servers(is_durable=True)
 
@@ -117,8 +94,4 @@ def own_mongodb_process(mongodb_servers: MongoServers) -> MongoStandin:
 @pytest.fixture
 def own_mongodb(own_mongodb_process: MongoStandin) -> Iterator[MongoStandin]:
     """A lone server that keeps its data, which the test may stop, kill or freeze; mended after it."""
-    server = own_mongodb_process
-    if not server.is_running:
-        server.start()
-    yield server
-    server.resume()
+    yield from mended(own_mongodb_process)

@@ -11,7 +11,7 @@ import pytest
 from greenconn import Connection
 from tests.brokers.environment import SQS_URL
 from tests.brokers.moto import MotoServer
-from tests.fix_brokers import Brokers
+from tests.fix_brokers import Brokers, mended
 
 Connect = Callable[..., Connection]
 
@@ -19,7 +19,7 @@ Connect = Callable[..., Connection]
 @pytest.fixture(scope="session")
 def moto(brokers: Brokers) -> Iterator[MotoServer]:
     """A moto server that all tests share; never stop it."""
-    server = brokers.moto()
+    server = brokers.start(MotoServer)
     yield server
     server.close()
 
@@ -43,7 +43,7 @@ def quick_sqs_url(sqs_url: str) -> str:
 @pytest.fixture(scope="session")
 def own_moto_process(brokers: Brokers) -> Iterator[MotoServer]:
     """The process behind :func:`own_moto`."""
-    server = brokers.moto()
+    server = brokers.start(MotoServer)
     yield server
     server.close()
 
@@ -51,11 +51,7 @@ def own_moto_process(brokers: Brokers) -> Iterator[MotoServer]:
 @pytest.fixture
 def own_moto(own_moto_process: MotoServer) -> Iterator[MotoServer]:
     """A moto server that the test may kill or freeze; mended after the test."""
-    server = own_moto_process
-    if not server.is_running:
-        server.start()
-    yield server
-    server.resume()
+    yield from mended(own_moto_process)
 
 
 @pytest.fixture

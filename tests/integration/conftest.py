@@ -110,7 +110,7 @@ def durable_redis(redis_with: RedisFactory) -> RedisServer:
 def durable_redis_cluster(brokers: Brokers) -> Iterator[RedisCluster]:
     """A Redis Cluster of the test's own that has everything again when it is back."""
     options = ("--appendonly", "yes", "--appendfsync", "always")
-    cluster = brokers.redis_cluster(replicas=0, options=options)
+    cluster = brokers.start(RedisCluster, replicas=0, options=options)
     yield cluster
     cluster.close()
 

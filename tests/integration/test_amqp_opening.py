@@ -303,7 +303,8 @@ def test_what_is_asked_again(amqp_peer: AmqpPeer, code: int, text: str, is_repea
 def tls_rabbitmq(brokers: Brokers) -> Iterator[RabbitMQ]:
     """A RabbitMQ with TLS, logins by certificate and frames without a limit; never stop it."""
     port = free_ports(1)[0]
-    broker = brokers.rabbitmq(
+    broker = brokers.start(
+        RabbitMQ,
         plugins=("rabbitmq_auth_mechanism_ssl",),
         settings={
             "listeners.ssl.default": f"127.0.0.1:{port}",

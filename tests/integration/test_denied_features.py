@@ -38,8 +38,9 @@ DEPRECATED = (
 @pytest.fixture(scope="module")
 def denying(newer_amqp_url: str, brokers: Brokers) -> Iterator[RabbitMQ]:
     """A RabbitMQ 4 that denies what is deprecated."""
-    broker = brokers.rabbitmq(
-        settings={f"deprecated_features.permit.{feature}": "false" for feature in DEPRECATED}
+    broker = brokers.start(
+        RabbitMQ,
+        settings={f"deprecated_features.permit.{feature}": "false" for feature in DEPRECATED},
     )
     yield broker
     broker.kill()

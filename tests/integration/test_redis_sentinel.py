@@ -17,7 +17,7 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisSentinel, RedisServer
 from tests.fix_brokers import Brokers
 from tests.fix_wires import until
-from tests.integration.contract import SOON
+from tests.integration.contract import SOON, collecting
 from tests.integration.redis_load import Load
 
 #: Seconds for what sentinels need to agree.
@@ -29,7 +29,7 @@ class Group:
     """A master, its replicas, and three sentinels."""
 
     def __init__(self, brokers: Brokers, replicas: int = 1) -> None:
-        brokers.redis().close()  # skips the test where there is no Redis
+        brokers.start(RedisServer).close()  # skips the test where there is no Redis
         keeper = brokers.keeper
         self.master = RedisServer(keeper)
         replica_of = ("--replicaof", f"127.0.0.1 {self.master.port}")
@@ -152,10 +152,7 @@ def test_failovers(sentinel_group: Group) -> None:
         Connection(sentinel_group.url, transport_options=OPTIONS) as connection,
         Connection(sentinel_group.url, transport_options=OPTIONS) as sending,
     ):
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = collecting(connection, "q", got)
         greenconn.publish("q", "before", connection=sending)
         until(lambda: got == ["before"])
         assert master_of(connection) == sentinel_group.master.port
