@@ -231,31 +231,33 @@ def event_loop(scene: Scene) -> Interruptible:
     yield from looping(scene, use)
 
 
-@call("program", "itermessages")
-def iter_messages(scene: Scene) -> Interruptible:
-    def use(connection: Any, queue: Any) -> list[Any]:
-        found = []
-        for body, message in itermessages(
+def handled(messages: Any) -> list[Any]:
+    """The bodies of *messages*, which are acknowledged."""
+    found = []
+    for body, message in messages:
+        message.ack()
+        found.append(body)
+    return found
+
+
+enter(
+    "program",
+    "itermessages",
+    looping,
+    lambda connection, queue: handled(
+        itermessages(
             connection, connection.default_channel, Queue(queue.name), limit=2, timeout=SOON
-        ):
-            message.ack()
-            found.append(body)
-        return found
-
-    yield from looping(scene, use)
-
-
-@call("program", "drain_consumer")
-def drained_consumer(scene: Scene) -> Interruptible:
-    def use(connection: Any, queue: Any) -> list[Any]:
-        found = []
-        consumer = Consumer(connection, Queue(queue.name))
-        for body, message in drain_consumer(consumer, limit=2, timeout=SOON):
-            message.ack()
-            found.append(body)
-        return found
-
-    yield from looping(scene, use)
+        )
+    ),
+)
+enter(
+    "program",
+    "drain_consumer",
+    looping,
+    lambda connection, queue: handled(
+        drain_consumer(Consumer(connection, Queue(queue.name)), limit=2, timeout=SOON)
+    ),
+)
 
 
 @call("program", "send_reply, collect_replies")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -190,32 +190,10 @@ def short_refused(scene: Scene) -> Interruptible:
         scene.whole(connection)
 
 
-@call("publish", "greenconn.publish_many")
-def many(scene: Scene) -> Interruptible:
+def several(scene: Scene, bodies: Callable[[], Any], count: int) -> Interruptible:
+    """What is sent of *count* numbers are the first of them."""
     connection = scene.connection()
     queue = scene.queue(connection).name
-    while True:
-        run = yield lambda: publish_many(
-            queue, range(30), connection=connection, timeout=SOON, declare=True
-        )
-        was_sent = ended(run)
-        publish(queue, "after", connection=connection, timeout=SOON, declare=True)
-        bodies = scene.take_all(connection, queue, "after")[:-1]
-        assert bodies == list(range(len(bodies)))
-        assert not was_sent or len(bodies) == 30
-        scene.whole(connection)
-
-
-@call("publish", "publish_many of a generator that waits")
-def many_generated(scene: Scene) -> Interruptible:
-    connection = scene.connection()
-    queue = scene.queue(connection).name
-
-    def bodies() -> Any:
-        for number in range(4):
-            yield_to_hub()
-            yield number
-
     while True:
         run = yield lambda: publish_many(
             queue, bodies(), connection=connection, timeout=SOON, declare=True
@@ -224,8 +202,19 @@ def many_generated(scene: Scene) -> Interruptible:
         publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         found = scene.take_all(connection, queue, "after")[:-1]
         assert found == list(range(len(found)))
-        assert not was_sent or len(found) == 4
+        assert not was_sent or len(found) == count
         scene.whole(connection)
+
+
+def generated() -> Iterator[int]:
+    """Numbers, between which others run."""
+    for number in range(4):
+        yield_to_hub()
+        yield number
+
+
+enter("publish", "greenconn.publish_many", several, lambda: range(30), 30)
+enter("publish", "publish_many of a generator that waits", several, generated, 4)
 
 
 @call("publish", "Producer.close")

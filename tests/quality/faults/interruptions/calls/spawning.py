@@ -48,6 +48,22 @@ class Bench:
         assert consumer.wait_ready(SOON)
         return consumer
 
+    def busy(self, messages: int, **options: Any) -> ConsumerGreenlet:
+        """A consumer of so many messages, two of which are with handlers that wait.  May switch."""
+        self.may_end.clear()
+        self.got.clear()
+        consumer = self.ready(concurrency=2, **options)
+        for number in range(messages):
+            publish(self.queue, number, connection=self.connection, timeout=SOON, declare=True)
+        until(lambda: consumer.stats()["in_flight"] == 2)
+        return consumer
+
+    def accounts_for(self, messages: int) -> None:
+        """Each of them was handled, or is in the queue.  May switch."""
+        self.gone()
+        left = self.scene.take(self.connection, self.queue, messages - len(self.got))
+        assert sorted([*self.got, *left]) == list(range(messages))
+
     def works(self, consumer: ConsumerGreenlet) -> None:
         """It handles a message, once.  May switch."""
         self.got.clear()
@@ -129,21 +145,12 @@ def stop_busy(scene: Scene) -> Interruptible:
     """Each message was handled, or is in the queue."""
     with Bench(scene) as bench:
         while True:
-            bench.may_end.clear()
-            bench.got.clear()
-            consumer = bench.ready(concurrency=2, prefetch_count=4)
-            for number in range(6):
-                publish(
-                    bench.queue, number, connection=bench.connection, timeout=SOON, declare=True
-                )
-            until(lambda: consumer.stats()["in_flight"] == 2)
+            consumer = bench.busy(6, prefetch_count=4)
             timer = gevent.spawn_later(0.0, bench.may_end.set)
             ended((yield lambda: consumer.stop(SOON)))
             timer.join()
             assert consumer.stop(SOON)
-            bench.gone()
-            left = scene.take(bench.connection, bench.queue, 6 - len(bench.got))
-            assert sorted([*bench.got, *left]) == list(range(6))
+            bench.accounts_for(6)
 
 
 @call("spawn", "ConsumerGreenlet.pause")
@@ -182,20 +189,11 @@ def kill(scene: Scene) -> Interruptible:
     """However it ends, its messages are there for the next one."""
     with Bench(scene) as bench:
         while True:
-            bench.may_end.clear()
-            bench.got.clear()
-            consumer = bench.ready(concurrency=2)
-            for number in range(4):
-                publish(
-                    bench.queue, number, connection=bench.connection, timeout=SOON, declare=True
-                )
-            until(lambda: consumer.stats()["in_flight"] == 2)
+            consumer = bench.busy(4)
             ended((yield consumer.kill))
             consumer.kill()
             bench.may_end.set()
-            bench.gone()
-            left = scene.take(bench.connection, bench.queue, 4 - len(bench.got))
-            assert sorted([*bench.got, *left]) == list(range(4))
+            bench.accounts_for(4)
 
 
 @call("spawn", "ConsumerGreenlet.join, get")
