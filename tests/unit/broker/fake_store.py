@@ -58,6 +58,12 @@ class FakeBroker:
         self.after: Callable[[str, Any], object] = lambda method, argument: None
         self.calls: list[tuple[str, Any]] = []
 
+    def hold(self, method: str) -> Event:
+        """Let calls of a method wait from now on, until the event that is returned is set."""
+        may_go = Event()
+        self.before = lambda called, argument: called == method and may_go.wait()
+        return may_go
+
     def next(self) -> int:
         self.number += 1
         return self.number

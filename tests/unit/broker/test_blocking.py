@@ -20,7 +20,7 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 def settled(fake_broker: FakeBroker) -> list[list[SettleRequest]]:
@@ -60,8 +60,7 @@ def test_a_waiter_is_woken_when_its_settlements_are_stored(
     channel, got = taken(connect, 2)
     link = channel.connection
     link.settlements.wait(Deadline(0))  # there is nothing to wait for
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
+    may_go = fake_broker.hold("settle")
     got[0].ack()
     until(lambda: settled(fake_broker))
     first = gevent.spawn(link.settlements.wait, Deadline(10))
@@ -71,7 +70,7 @@ def test_a_waiter_is_woken_when_its_settlements_are_stored(
     gevent.sleep(0)
     with pytest.raises(TimeoutError):
         link.settlements.wait(Deadline(0.01))
-    fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
+    fake_broker.hold("settle")
     may_go.set()
     first.get(timeout=10)
     assert not second.ready()
@@ -107,8 +106,7 @@ def test_a_renewal_that_fails_is_logged_or_ends_the_link(
 def test_a_settlement_that_is_refused(
     connect: Opener, fake_broker: FakeBroker, refused: int
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for number in range(3):
         publish(channel, f"{number}")
     got = [channel.basic_get("q") for _ in range(3)]
@@ -134,8 +132,7 @@ def test_a_settlement_that_is_refused(
 
 
 def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for n in range(50):
         publish(channel, str(n))
     sink = Sink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
@@ -19,15 +18,13 @@ from greenconn.exceptions import (
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 @pytest.fixture
 def channel(connect: Opener) -> StoreChannel[StoreLink]:
     """A channel with the queue ``q``."""
-    made = channel_to(connect, max_message_size=1000)
-    made.queue_declare("q")
-    return made
+    return channel_to_q(connect, max_message_size=1000)
 
 
 def get(channel: StoreChannel[StoreLink], **options: Any) -> Any:
@@ -52,8 +49,7 @@ def test_both_timeouts_bound_a_publish(
     method: str,
     timeouts: dict[str, float],
 ) -> None:
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
+    may_go = fake_broker.hold("put")
     message = channel.prepare_message("x")
     with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have the message"):
         getattr(channel, method)(message, "", "q", **timeouts)

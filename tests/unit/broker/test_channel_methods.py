@@ -23,7 +23,7 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to_q, publish
 
 Channel = StoreChannel[StoreLink]
 
@@ -31,9 +31,7 @@ Channel = StoreChannel[StoreLink]
 @pytest.fixture
 def channel(connect: Opener) -> Channel:
     """A channel with the queue ``q``."""
-    made = channel_to(connect)
-    made.queue_declare("q")
-    return made
+    return channel_to_q(connect)
 
 
 def anew(channel: Channel) -> Channel:

@@ -21,7 +21,7 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore, WaitingStore
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 def consume(channel: StoreChannel[StoreLink], sink: Sink, queue: str = "q", **options: Any) -> str:
@@ -44,8 +44,7 @@ def test_cancelled_consumer_gives_back_unseen(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     """A claim that comes back after the consumer left is undone, as if it had never been."""
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     tag = ""
 
     def after(method: str, argument: Any) -> None:
@@ -149,8 +148,7 @@ def test_what_is_said_while_a_claim_is_on_its_way_counts(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
     """The claim may have looked before."""
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     said: list[str] = []
 
     def after(method: str, argument: Any) -> None:
@@ -274,8 +272,7 @@ def test_no_queue_starves_under_the_limit_of_a_channel(
 def test_a_consumer_is_notified_of_a_loss_and_not_of_a_refusal(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     refused: list[BaseException] = []
 
     def cut(method: str, argument: Any) -> None:

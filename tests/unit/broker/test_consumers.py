@@ -14,7 +14,7 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 @pytest.fixture
@@ -56,8 +56,7 @@ def test_an_event_that_was_drained(connect: Opener, fake_broker: FakeBroker, no_
 
 
 def test_a_sink_that_is_not_bound_gets_so_many(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for number in range(300):
         publish(channel, f"{number}")
     sink = Sink()
@@ -156,8 +155,7 @@ def test_get_passes_over_what_is_dead(connect: Opener, fake_broker: FakeBroker) 
 
 
 def test_a_higher_limit_of_the_channel_is_used_at_once(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     channel.basic_qos(0, 1, True)
     channel.basic_consume("q", sink=(sink := Sink()))
     for number in range(3):

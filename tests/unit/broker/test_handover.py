@@ -16,7 +16,7 @@ from tests.forked import holds_in_child
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import SOON, Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to_q, publish
 
 #: The leases of a :class:`FakeBroker` never end by themselves.
 Successor = Callable[[StoreLink], StoreLink]
@@ -57,8 +57,7 @@ def got(link: StoreLink) -> list[tuple[str, bool]]:
 def test_a_claim_that_comes_too_late_is_given_back(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], succeed: Successor
 ) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     for number in range(3):
         publish(channel, f"{number}")
     sink = Sink()
@@ -72,8 +71,7 @@ def test_a_claim_that_comes_too_late_is_given_back(
 def test_a_message_that_is_got_too_late_is_given_back(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], succeed: Successor
 ) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     publish(channel, "x")
     ended_by(fake_broker, "claim", channel.connection)
     with pytest.raises(RecoverableConnectionError):
@@ -84,8 +82,7 @@ def test_a_message_that_is_got_too_late_is_given_back(
 def test_the_child_of_a_fork_gives_nothing_back(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     publish(channel, "x")
     link = channel.connection
     (claimed,) = link.store.claim({"q": 1}, 0.0)
@@ -100,8 +97,7 @@ def test_the_child_of_a_fork_gives_nothing_back(
 def test_closing_waits_for_what_nobody_waits_for(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     publish(channel, "x")
     claims, may_go = Event(), Event()
 
@@ -123,8 +119,7 @@ def test_closing_waits_for_what_nobody_waits_for(
 
 
 def test_lost_link_leaves_to_the_next(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for n in range(3):
         publish(channel, str(n))
     sink = Sink()
@@ -151,8 +146,7 @@ def test_lost_link_leaves_to_the_next(connect: Opener, fake_broker: FakeBroker) 
 def test_what_no_handler_has_begun_with_keeps_its_count(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     channel.queue_declare("events")
     for name in ("begun", "waits"):
         publish(channel, name)
@@ -175,8 +169,7 @@ def test_claims_that_end_with_the_connection_are_nobodys(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeStore, "outlives_link", False)
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for number in range(2):
         publish(channel, f"{number}")
     held: list[Any] = [channel.basic_get("q") for _ in range(2)]
@@ -192,8 +185,7 @@ def test_claims_that_end_with_the_connection_are_nobodys(
 def test_what_may_have_been_claimed_goes_back_as_unseen(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     publish(channel, "x")
     link = channel.connection
     (claimed,) = link.store.claim({"q": 1}, 0.0)
@@ -205,8 +197,7 @@ def test_what_may_have_been_claimed_goes_back_as_unseen(
 def test_only_what_was_held_is_given_back(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for number in range(3):
         publish(channel, f"{number}")
     taken: list[Any] = [channel.basic_get("q") for _ in range(3)]

@@ -15,7 +15,7 @@ from tests.fix_interrupts import interruptions
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 @pytest.fixture
@@ -57,8 +57,7 @@ def check_whole(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> No
 
 
 def test_publish(connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     published = 0
     for run in interruptions(lambda: publish(channel, "x", mandatory=True)):
         settle(channel, fake_broker)
@@ -73,8 +72,7 @@ def test_publish(connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 
 
 def test_get_loses_nothing(connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     publish(channel, "x")
 
     def get() -> Any:
@@ -107,14 +105,7 @@ def test_get_loses_nothing(connect: Opener, fake_broker: FakeBroker, kind: type[
         lambda channel: channel.exchange_delete("spare"),
     ],
     ids=[
-        "declare",
-        "passive",
-        "purge",
-        "delete",
-        "exchange",
-        "bind",
-        "unbind",
-        "exchange_bind",
+        *("declare", "passive", "purge", "delete", "exchange", "bind", "unbind", "exchange_bind"),
         "exchange_delete",
     ],
 )
@@ -137,8 +128,7 @@ def test_entities(
 def test_consume_and_cancel(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, kind)
     for n in range(3):
         publish(channel, str(n))
 

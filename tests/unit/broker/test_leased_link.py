@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import gevent
 import pytest
@@ -16,6 +15,7 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import EachStore, FakeBroker
 from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_link import raising
 from tests.unit.broker.test_publishing import channel_to, publish
 
 
@@ -23,13 +23,6 @@ from tests.unit.broker.test_publishing import channel_to, publish
 def link(connect: Opener) -> StoreLink:
     """A link."""
     return connect()
-
-
-def raising(exc: BaseException) -> Any:
-    def function(*args: Any) -> None:
-        raise exc
-
-    return function
 
 
 def test_other_threads_may_neither_flush_nor_close(link: StoreLink) -> None:

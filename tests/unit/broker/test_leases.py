@@ -16,13 +16,12 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 def holding(connect: Opener, count: int) -> tuple[StoreChannel[StoreLink], Sink]:
     """Return a channel that holds so many messages of ``q``, and where they are."""
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     for number in range(count):
         publish(channel, f"{number}")
     sink = Sink()

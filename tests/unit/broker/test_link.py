@@ -24,7 +24,7 @@ from tests.tiny_client import TinyClient
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeTransport
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, channel_to_q, publish
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_an_opening_that_fails_leaves_nothing(connect: Opener, fake_broker: Fake
     fake_broker.before = refuse
     with pytest.raises(ConnectionRefusedError):
         connect()
-    fake_broker.before = lambda method, argument: method == "open" and Event().wait()
+    fake_broker.hold("open")
     transport = FakeTransport(TinyClient("fake:///late"), fake_broker)
     with pytest.raises(TimeoutError, match=r"no reply within 0\.02 s \(connecting\)"):
         transport.establish_connection(Deadline(0.02))
@@ -172,8 +172,7 @@ def test_flushing(
     publish(channel, "x")
     message = channel.basic_get("q")
     assert message is not None
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
+    may_go = fake_broker.hold("settle")
     message.ack()
     with pytest.raises(TimeoutError, match="did not accept all acks and rejects in time"):
         link.flush(Deadline(0.01))
@@ -194,12 +193,11 @@ def test_flushing(
 def test_settlements_that_the_store_does_not_take_end_the_link(
     connect: Opener, fake_broker: FakeBroker, impatient: Impatient
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     publish(channel, "x")
     message = channel.basic_get("q")
     assert message is not None
-    fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
+    fake_broker.hold("settle")
     message.ack()
     impatient(channel.connection)
     with pytest.raises(RecoverableConnectionError, match="settling messages: no reply"):
@@ -275,9 +273,8 @@ def test_a_closing_that_fails_is_over(
 def test_a_claim_that_does_not_return_is_ended_with_the_link(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    fake_broker.before = lambda method, argument: method == "claim" and Event().wait()
+    channel = channel_to_q(connect)
+    fake_broker.hold("claim")
     channel.basic_consume("q", sink=Sink())
     until(lambda: fake_broker.count("claim"))
     (claimer,) = channel.connection._claimers.values()
@@ -292,7 +289,7 @@ def test_a_publish_that_is_being_stored_ends_with_the_link(
     channel = channel_to(connect)
     link = channel.connection
     channel.queue_declare("q")
-    fake_broker.before = lambda method, argument: method == "put" and Event().wait()
+    fake_broker.hold("put")
     publisher = gevent.spawn(publish, channel, "x")
     until(lambda: fake_broker.count("put"))
     link.end(RecoverableConnectionError("cut"))

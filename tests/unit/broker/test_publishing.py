@@ -34,6 +34,15 @@ def channel_to(
     return link.transport.create_channel(link)
 
 
+def channel_to_q(
+    connect: Opener, kind: type[FakeStore] = FakeStore, **options: Any
+) -> StoreChannel[StoreLink]:
+    """Open a channel, and declare the queue ``q``."""
+    channel = channel_to(connect, kind, **options)
+    channel.queue_declare("q")
+    return channel
+
+
 def publish(channel: StoreChannel[StoreLink], body: str, queue: str = "q", **options: Any) -> None:
     message = channel.prepare_message(body, content_type="text/plain")
     channel.basic_publish_confirm(message, "", queue, **options)
@@ -50,25 +59,33 @@ def outcome(
     return None
 
 
+def sizes_of(fake_broker: FakeBroker) -> list[int]:
+    """Return how many messages each call has stored."""
+    return [len(argument) for method, argument in fake_broker.calls if method == "put"]
+
+
+def begun(*arguments: Any) -> gevent.Greenlet[..., Any]:
+    """Call in a greenlet, and return when what it publishes is on its way."""
+    greenlet = gevent.spawn(*arguments)
+    gevent.sleep(0)
+    gevent.sleep(0)
+    return greenlet
+
+
 def test_what_comes_meanwhile_leaves_together(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
-    first = gevent.spawn(publish, channel, "0")
-    gevent.sleep(0)
-    gevent.sleep(0)
+    channel = channel_to_q(connect)
+    may_go = fake_broker.hold("put")
+    first = begun(publish, channel, "0")
     others = [gevent.spawn(publish, channel, str(n)) for n in range(1, 51)]
     gevent.sleep(0)
     may_go.set()
     gevent.joinall([first, *others], raise_error=True)
-    assert [len(argument) for method, argument in fake_broker.calls if method == "put"] == [1, 50]
+    assert sizes_of(fake_broker) == [1, 50]
     assert fake_broker.bodies("q") == [str(n).encode() for n in range(51)]
 
 
 def test_limits_of_a_call(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect, EachStore)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect, EachStore)
     calls = []
     now = 0
 
@@ -87,12 +104,11 @@ def test_limits_of_a_call(connect: Opener, fake_broker: FakeBroker) -> None:
     fake_broker.calls.clear()
     big = "x" * (EachStore.put_bytes // 2)
     gevent.joinall([gevent.spawn(publish, channel, big) for _ in range(3)], raise_error=True)
-    assert [len(argument) for method, argument in fake_broker.calls if method == "put"] == [1, 1, 1]
+    assert sizes_of(fake_broker) == [1, 1, 1]
 
 
 def test_each_gets_its_own_outcome(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     publish(channel, "fits", "full")
     greenlets = [
@@ -107,13 +123,9 @@ def test_each_gets_its_own_outcome(connect: Opener, fake_broker: FakeBroker) -> 
 
 
 def test_killed_publisher_leaves_nothing(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
-    first = gevent.spawn(outcome, channel, "on its way")
-    gevent.sleep(0)
-    gevent.sleep(0)
+    channel = channel_to_q(connect)
+    may_go = fake_broker.hold("put")
+    first = begun(outcome, channel, "on its way")
     waiting = gevent.spawn(outcome, channel, "not yet")
     gevent.sleep(0)
     gevent.killall([first, waiting])
@@ -124,10 +136,8 @@ def test_killed_publisher_leaves_nothing(connect: Opener, fake_broker: FakeBroke
 
 
 def test_deadline_says_what_may_be(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
+    channel = channel_to_q(connect)
+    may_go = fake_broker.hold("put")
     with pytest.raises(PublishTimeout) as caught:
         publish(channel, "x", timeout=0.01)
     assert caught.value.maybe_delivered
@@ -135,9 +145,8 @@ def test_deadline_says_what_may_be(connect: Opener, fake_broker: FakeBroker) -> 
 
 
 def test_store_without_reply_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect, reply_timeout=0.2)
-    channel.queue_declare("q")
-    fake_broker.before = lambda method, argument: method == "put" and Event().wait()
+    channel = channel_to_q(connect, reply_timeout=0.2)
+    fake_broker.hold("put")
     with pytest.raises(RecoverableConnectionError, match=r"no reply within 0\.2 s"):
         publish(channel, "x")
     assert channel.connection.lost is not None
@@ -147,8 +156,7 @@ def test_store_without_reply_ends_the_link(connect: Opener, fake_broker: FakeBro
 def test_store_that_fails_ends_the_link(
     connect: Opener, fake_broker: FakeBroker, error: Exception
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     may_go = Event()
 
     def before(method: str, argument: Any) -> None:
@@ -206,8 +214,7 @@ def test_bodies_as_text(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeStore, "body_encoding", "base64")
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     publish(channel, "x")
     message = channel.prepare_message("\xe9", content_encoding="no-such-encoding")
     channel.basic_publish(message, "", "q")
@@ -220,16 +227,14 @@ def test_bodies_as_text(
 def test_a_delay_is_milliseconds(
     connect: Opener, fake_broker: FakeBroker, given: Any, delay: float
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     channel.basic_publish(channel.prepare_message("x", headers={"x-delay": given}), "", "q")
     assert [entry.delay for entry in put(fake_broker)] == [delay]
 
 
 @pytest.mark.parametrize("delay", ["soon", float("nan"), float("inf"), 1e300, 10**400, [], {}])
 def test_a_delay_that_is_none(connect: Opener, delay: Any) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     message = channel.prepare_message("x", headers={"x-delay": delay})
     with pytest.raises(ValueError, match="x-delay must be a number of milliseconds, at most "):
         channel.basic_publish(message, "", "q")
@@ -270,8 +275,7 @@ def test_one_full_queue_of_several_refuses(connect: Opener, fake_broker: FakeBro
 
 
 def test_a_store_that_accepts_nothing_now_refuses_without_a_confirm_too(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
+    channel = channel_to_q(connect)
     message = channel.prepare_message("x")
     error = PublishNacked("no memory left")
     with patch.object(channel.connection.store, "put", lambda entries: [error] * len(entries)):
@@ -302,13 +306,9 @@ def test_what_no_queue_takes_goes_to_the_last_resort(
 
 
 def test_a_killed_publisher_is_the_last_one(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
-    first = gevent.spawn(outcome, channel, "on its way")
-    gevent.sleep(0)
-    gevent.sleep(0)
+    channel = channel_to_q(connect)
+    may_go = fake_broker.hold("put")
+    first = begun(outcome, channel, "on its way")
     killed = [gevent.spawn(outcome, channel, "not yet") for _ in range(2)]
     gevent.sleep(0)
     gevent.killall(killed)
@@ -327,28 +327,22 @@ def test_one_call_stores_so_many_bytes(
     sizes: list[int],
 ) -> None:
     monkeypatch.setattr(FakeStore, "put_bytes", 2 * (1000 + OVERHEAD))
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
-    first = gevent.spawn(publish, channel, "0")
-    gevent.sleep(0)
-    gevent.sleep(0)
+    channel = channel_to_q(connect)
+    may_go = fake_broker.hold("put")
+    first = begun(publish, channel, "0")
     others = [gevent.spawn(publish, channel, "x" * (1000 + more)) for _ in range(3)]
     gevent.sleep(0)
     may_go.set()
     gevent.joinall([first, *others], raise_error=True)
-    assert [len(argument) for method, argument in fake_broker.calls if method == "put"] == sizes
+    assert sizes_of(fake_broker) == sizes
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_deadline_covers_the_queues_of_copies(
     connect: Opener, fake_broker: FakeBroker, header: str
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
+    channel = channel_to_q(connect)
+    may_go = fake_broker.hold("find_queue")
     message = channel.prepare_message("x", headers={header: ["unknown"]})
     with pytest.raises(TimeoutError, match=r"took longer than 0\.01 s"):
         channel.basic_publish(message, "", "q", timeout=0.01)
@@ -366,8 +360,7 @@ def test_a_copy_of_a_message_that_has_begun_to_leave_leaves(
     for name in ("a", "b"):
         channel.queue_declare(name)
         channel.queue_bind(name, "x")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
+    may_go = fake_broker.hold("put")
     message = channel.prepare_message("m")
     publisher = gevent.spawn(channel.basic_publish, message, "x")
     until(lambda: fake_broker.count("put"))
