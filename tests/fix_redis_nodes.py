@@ -173,7 +173,7 @@ class ScriptedCluster:
 
 
 @pytest.fixture
-def scripted_cluster(peer: PeerFactory) -> Iterator[ScriptedCluster]:
+def cluster(peer: PeerFactory) -> Iterator[ScriptedCluster]:
     """Two scripted nodes; the first one serves all slots."""
     cluster = ScriptedCluster(peer, 2)
     cluster.serve_all(cluster.nodes[0])
@@ -259,15 +259,15 @@ ClusterLinks: TypeAlias = Callable[..., ClusterLink]
 
 
 @pytest.fixture
-def cluster_links(scripted_cluster: ScriptedCluster) -> Iterator[ClusterLinks]:
+def cluster_links(cluster: ScriptedCluster) -> Iterator[ClusterLinks]:
     """Makes links: ``cluster_links(reply_timeout=...)``; the nodes answer as if they had no keys."""
     made: list[ClusterLink] = []
-    scripted_cluster.halve()
-    for node in scripted_cluster.nodes:
+    cluster.halve()
+    for node in cluster.nodes:
         node.answer = empty
 
     def make(**options: Any) -> ClusterLink:
-        made.append(ClusterLink(scripted_cluster, **options))
+        made.append(ClusterLink(cluster, **options))
         return made[-1]
 
     yield make

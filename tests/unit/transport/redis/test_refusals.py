@@ -158,10 +158,10 @@ by_way: Final = pytest.mark.parametrize(
 
 @by_way
 def test_what_passes_on_a_cluster_is_not_seen(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, way: Way, first: str
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, way: Way, first: str
 ) -> None:
     link, texts = cluster_links(reply_timeout=CAME), [*PASSING, *PASSING_ON_CLUSTER]
-    node = refuse(scripted_cluster, first, *texts)
+    node = refuse(cluster, first, *texts)
     way(link)
     assert sum(each.startswith(first) for each in node.got) > len(texts), "it was asked again"
     assert link.connection.connected
@@ -169,22 +169,22 @@ def test_what_passes_on_a_cluster_is_not_seen(
 
 @by_way
 def test_a_script_that_meets_a_slot_on_its_way_is_run_again(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, way: Way, first: str
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, way: Way, first: str
 ) -> None:
     if first != "EVAL" or way is get:  # which tries a claim, that must not be carried out twice
         return
     link = cluster_links(reply_timeout=CAME)
-    refuse(scripted_cluster, first, AMID_MOVE, AMID_MOVE)
+    refuse(cluster, first, AMID_MOVE, AMID_MOVE)
     way(link)
 
 
 @by_way
 def test_what_lasts_names_the_server_and_the_remedy(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, way: Way, first: str
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, way: Way, first: str
 ) -> None:
     link = cluster_links(reply_timeout=CAME)
     for text, remedy in LASTING:
-        refuse(scripted_cluster, first, *[text] * 20)
+        refuse(cluster, first, *[text] * 20)
         with pytest.raises((ResponseError, AccessRefused)) as caught:
             way(link)
         assert text in str(caught.value)
@@ -201,11 +201,11 @@ def test_what_passes_ends_the_connection_to_a_single_server(text: str) -> None:
 
 
 def test_what_goes_on_in_the_background_outlives_an_outage(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Messages expire, and delayed ones are delivered, when the slot is served again."""
     link = cluster_links(reply_timeout=0.2)
-    node = refuse(scripted_cluster, "")
+    node = refuse(cluster, "")
     partition = link.placement.of(HERE)
     partition.expiry.watch(HERE, 1.0)
 
@@ -213,13 +213,13 @@ def test_what_goes_on_in_the_background_outlives_an_outage(
         return sum(each.startswith("LINDEX") for each in node.got)
 
     until(looks, CAME)
-    scripted_cluster.ranges = []
+    cluster.ranges = []
     node.peer.drop()
     partition.delays.expect(0.0)
     until(lambda: "do not expire" in caplog.text, CAME)
     until(lambda: "delayed messages are not delivered" in caplog.text, CAME)
     before = looks()
-    scripted_cluster.halve()
+    cluster.halve()
     until(lambda: looks() > before, CAME)
     partition.delays.stop()
 
@@ -233,11 +233,11 @@ def test_what_goes_on_in_the_background_outlives_an_outage(
     ids=["while it waits", "before it waits"],
 )
 def test_a_master_that_becomes_a_replica_while_its_replicas_are_waited_for(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, text: str
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, text: str
 ) -> None:
     """It may have the message, and so may the next master: as when its socket is lost."""
     link = cluster_links(reply_timeout=CAME, replicas=1)
-    refuse(scripted_cluster, "WAIT", text)
+    refuse(cluster, "WAIT", text)
     with pytest.raises(RecoverableConnectionError, match="no master any more") as caught:
         publish(link)
     assert isinstance(caught.value, Connection("redis+cluster://").recoverable_connection_errors)

@@ -19,10 +19,10 @@ from tests.fix_wires import until
 CAME = 30.0
 
 
-def test_the_map_says_where_a_slot_is(scripted_cluster: ScriptedCluster) -> None:
-    first, second = scripted_cluster.nodes
-    scripted_cluster.ranges = [(0, 99, first), (100, 199, second)]
-    nodes = scripted_cluster.client()
+def test_the_map_says_where_a_slot_is(cluster: ScriptedCluster) -> None:
+    first, second = cluster.nodes
+    cluster.ranges = [(0, 99, first), (100, 199, second)]
+    nodes = cluster.client()
     assert nodes.place_of(0) is None
     nodes.refresh()
     asked = [nodes.place_of(slot) for slot in (0, 99, 100, 199, 200)]
@@ -31,10 +31,10 @@ def test_the_map_says_where_a_slot_is(scripted_cluster: ScriptedCluster) -> None
 
 
 def test_a_node_that_says_where_a_slot_has_moved_is_believed_until_the_next_map(
-    scripted_cluster: ScriptedCluster,
+    cluster: ScriptedCluster,
 ) -> None:
-    first, second = scripted_cluster.nodes
-    nodes = scripted_cluster.client()
+    first, second = cluster.nodes
+    nodes = cluster.client()
     nodes.refresh()
     nodes.note_moved(7, second.place)
     assert [nodes.place_of(7), nodes.place_of(8)] == [second.place, first.place]
@@ -44,30 +44,28 @@ def test_a_node_that_says_where_a_slot_has_moved_is_believed_until_the_next_map(
 
 
 @pytest.mark.parametrize("host", ["", "?"])
-def test_a_node_without_a_name_is_where_it_was_asked(
-    scripted_cluster: ScriptedCluster, host: str
-) -> None:
-    scripted_cluster.host = host
-    nodes = scripted_cluster.client()
+def test_a_node_without_a_name_is_where_it_was_asked(cluster: ScriptedCluster, host: str) -> None:
+    cluster.host = host
+    nodes = cluster.client()
     nodes.refresh()
-    assert nodes.place_of(0) == (None if host else scripted_cluster.nodes[0].place)
+    assert nodes.place_of(0) == (None if host else cluster.nodes[0].place)
 
 
-def test_another_seed_is_asked_when_the_first_is_away(scripted_cluster: ScriptedCluster) -> None:
-    first, second = scripted_cluster.nodes
-    scripted_cluster.serve_all(second)
+def test_another_seed_is_asked_when_the_first_is_away(cluster: ScriptedCluster) -> None:
+    first, second = cluster.nodes
+    cluster.serve_all(second)
     first.peer.stop()
-    nodes = scripted_cluster.client([first, second])
+    nodes = cluster.client([first, second])
     nodes.refresh()
     assert nodes.place_of(0) == second.place
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_a_silent_seed_takes_its_share_and_a_slow_one_all_of_the_time(
-    scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch, is_slow: bool
+    cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch, is_slow: bool
 ) -> None:
-    first, second = scripted_cluster.nodes
-    nodes = scripted_cluster.client([first, second])
+    first, second = cluster.nodes
+    nodes = cluster.client([first, second])
     nodes.connect_timeout = 0.2
     asked: list[tuple[int, float | None]] = []
     ask = nodes._ask
@@ -87,10 +85,10 @@ def test_a_silent_seed_takes_its_share_and_a_slow_one_all_of_the_time(
 
 
 def test_a_silent_seed_may_take_all_of_the_time_of_an_attempt_to_connect(
-    scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next attempt begins with another one."""
-    nodes = scripted_cluster.client(scripted_cluster.nodes)
+    nodes = cluster.client(cluster.nodes)
     asked: list[Address] = []
 
     def be_silent(address: Address, deadline: Deadline) -> None:
@@ -102,70 +100,68 @@ def test_a_silent_seed_may_take_all_of_the_time_of_an_attempt_to_connect(
     with pytest.raises(TimeoutError):
         nodes.refresh(Deadline(0.1))
     until(lambda: not nodes._flight.is_running("slots"))
-    assert [each.port for each in asked] == [scripted_cluster.nodes[0].place.port]
+    assert [each.port for each in asked] == [cluster.nodes[0].place.port]
 
 
-def test_all_that_were_asked_are_named_when_none_answers(scripted_cluster: ScriptedCluster) -> None:
-    for each in scripted_cluster.nodes:
+def test_all_that_were_asked_are_named_when_none_answers(cluster: ScriptedCluster) -> None:
+    for each in cluster.nodes:
         each.peer.stop()
-    nodes = scripted_cluster.client(scripted_cluster.nodes)
+    nodes = cluster.client(cluster.nodes)
     with pytest.raises(ClusterUnreachable, match="no node of the cluster") as unreachable:
         nodes.refresh()
-    assert all(str(each.place.port) in str(unreachable.value) for each in scripted_cluster.nodes)
+    assert all(str(each.place.port) in str(unreachable.value) for each in cluster.nodes)
     with pytest.raises(ClusterUnreachable):
         AnyNode(nodes).open(ENDLESS, ignore, ignore)
 
 
-def test_the_error_of_a_lone_seed_is_raised_as_it_is(scripted_cluster: ScriptedCluster) -> None:
-    scripted_cluster.nodes[0].peer.stop()
+def test_the_error_of_a_lone_seed_is_raised_as_it_is(cluster: ScriptedCluster) -> None:
+    cluster.nodes[0].peer.stop()
     with pytest.raises(ConnectionRefusedError):
-        scripted_cluster.client().refresh()
+        cluster.client().refresh()
 
 
-def test_a_server_that_is_no_node_is_named(scripted_cluster: ScriptedCluster) -> None:
-    scripted_cluster.slots = lambda: b":5\r\n"  # type: ignore[method-assign]
+def test_a_server_that_is_no_node_is_named(cluster: ScriptedCluster) -> None:
+    cluster.slots = lambda: b":5\r\n"  # type: ignore[method-assign]
     with pytest.raises(NotRedis, match="CLUSTER SLOTS: 5"):
-        scripted_cluster.client().refresh()
+        cluster.client().refresh()
 
 
-def test_one_socket_is_shared_until_it_is_lost(scripted_cluster: ScriptedCluster) -> None:
-    first = scripted_cluster.nodes[0]
-    nodes = scripted_cluster.client()
+def test_one_socket_is_shared_until_it_is_lost(cluster: ScriptedCluster) -> None:
+    first = cluster.nodes[0]
+    nodes = cluster.client()
     nodes.refresh()
     socket = nodes.open(first.place)
     assert nodes.open(first.place) is socket
     assert list(nodes.pipelines()) == [socket]
     first.peer.drop()
-    until(lambda: scripted_cluster.lost == [socket], CAME)
+    until(lambda: cluster.lost == [socket], CAME)
     assert list(nodes.pipelines()) == []
     again = nodes.open(first.place)
     assert again.call(pack("ECHO", "x")) == b"ECHO x"
 
 
-def test_the_socket_to_a_node_without_slots_is_ended(scripted_cluster: ScriptedCluster) -> None:
+def test_the_socket_to_a_node_without_slots_is_ended(cluster: ScriptedCluster) -> None:
     """It may be silent, so that it cannot say so itself."""
-    first, second = scripted_cluster.nodes
-    nodes = scripted_cluster.client([second])
+    first, second = cluster.nodes
+    nodes = cluster.client([second])
     nodes.refresh()
     socket = nodes.open(first.place)
-    scripted_cluster.serve_all(second)
+    cluster.serve_all(second)
     nodes.refresh()
-    until(lambda: scripted_cluster.lost == [socket], CAME)
+    until(lambda: cluster.lost == [socket], CAME)
     assert isinstance(socket.lost, LinkLost)
     assert "serves no slots" in str(socket.lost)
 
 
-def test_a_further_socket_to_one_node_ends_as_that_for_commands(
-    scripted_cluster: ScriptedCluster,
-) -> None:
-    first, second = scripted_cluster.nodes
-    nodes = scripted_cluster.client([second])
+def test_a_further_socket_to_one_node_ends_as_that_for_commands(cluster: ScriptedCluster) -> None:
+    first, second = cluster.nodes
+    nodes = cluster.client([second])
     nodes.refresh()
     lost: list[LinkLost] = []
     socket, _ = nodes.open_further(first.place, ignore, lost.append)
     assert list(nodes.pipelines()) == [socket]
     assert socket is not nodes.open(first.place)
-    scripted_cluster.serve_all(second)
+    cluster.serve_all(second)
     nodes.refresh()
     until(lambda: lost, CAME)
     assert "serves no slots" in str(lost[0])
@@ -176,18 +172,18 @@ def test_a_further_socket_to_one_node_ends_as_that_for_commands(
     assert other.lost is not None
 
 
-def test_the_node_that_a_reply_names(scripted_cluster: ScriptedCluster) -> None:
+def test_the_node_that_a_reply_names(cluster: ScriptedCluster) -> None:
     """Without a host it is at the address that was asked."""
-    nodes = scripted_cluster.client()
+    nodes = cluster.client()
     nodes.refresh()
-    socket = nodes.open(scripted_cluster.nodes[0].place)
+    socket = nodes.open(cluster.nodes[0].place)
     assert place_named(ErrorReply("MOVED 42 ::1:7000"), socket) == Place("::1", 7000)
     assert place_named(ErrorReply("ASK 42 :7001"), socket) == Place("127.0.0.1", 7001)
 
 
-def test_a_further_socket_leads_to_any_node(scripted_cluster: ScriptedCluster) -> None:
-    first, second = scripted_cluster.nodes
-    nodes = scripted_cluster.client([first, second])
+def test_a_further_socket_leads_to_any_node(cluster: ScriptedCluster) -> None:
+    first, second = cluster.nodes
+    nodes = cluster.client([first, second])
     first.peer.stop()
     pipeline, welcome = AnyNode(nodes).open(ENDLESS, ignore, ignore)
     assert (welcome.protocol, pipeline.call(pack("ECHO", "x"))) == (3, b"ECHO x")
@@ -196,9 +192,9 @@ def test_a_further_socket_leads_to_any_node(scripted_cluster: ScriptedCluster) -
 
 
 def test_a_silent_node_leaves_time_for_the_others_to_open_a_further_socket(
-    scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = scripted_cluster.client(scripted_cluster.nodes)
+    nodes = cluster.client(cluster.nodes)
     asked: list[int] = []
 
     def open_slowly(address: Address, login: Login, deadline: Deadline, *further: Any) -> Any:
@@ -212,15 +208,15 @@ def test_a_silent_node_leaves_time_for_the_others_to_open_a_further_socket(
     monkeypatch.setattr("greenconn.transport.redis.nodes.open_pipeline", open_slowly)
     pipeline, _ = AnyNode(nodes).open(Deadline(1.0), ignore, ignore)
     pipeline.close()
-    assert sorted(asked) == sorted(each.place.port for each in scripted_cluster.nodes)
+    assert sorted(asked) == sorted(each.place.port for each in cluster.nodes)
 
 
-def test_nothing_is_opened_for_a_client_that_was_closed(scripted_cluster: ScriptedCluster) -> None:
-    nodes = scripted_cluster.client()
+def test_nothing_is_opened_for_a_client_that_was_closed(cluster: ScriptedCluster) -> None:
+    nodes = cluster.client()
     nodes.refresh()
     nodes.close()
     with pytest.raises(LinkLost, match="closed"):
-        nodes.open(scripted_cluster.nodes[0].place)
+        nodes.open(cluster.nodes[0].place)
     with pytest.raises(LinkLost, match="closed"):
-        nodes.open_further(scripted_cluster.nodes[0].place, ignore, ignore)
+        nodes.open_further(cluster.nodes[0].place, ignore, ignore)
     assert Place("127.0.0.1", 1) not in nodes.places()

@@ -47,11 +47,11 @@ def test_programs_of_all_versions_agree() -> None:
 
 
 def test_what_a_lost_node_held_is_looked_for_until_it_can_be(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The node that has the slot now may refuse it for longer than one command waits."""
     [queue] = on_node(0)
-    link, node = cluster_links(reply_timeout=1.0), scripted_cluster.nodes[0]
+    link, node = cluster_links(reply_timeout=1.0), cluster.nodes[0]
     partition = link.placement.of(queue)
     partition.commands.call(pack("ECHO"))
     field = link.handle(queue, partition.claims.take_numbers(1))

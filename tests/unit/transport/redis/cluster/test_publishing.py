@@ -43,27 +43,25 @@ def pushes(node: ScriptedNode) -> list[str]:
 
 
 @pytest.fixture
-def link(cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster) -> ClusterLink:
+def link(cluster_links: ClusterLinks, cluster: ScriptedCluster) -> ClusterLink:
     """A link to nodes that have all queues."""
     made = cluster_links(reply_timeout=CAME)
-    for node in scripted_cluster.nodes:
+    for node in cluster.nodes:
         node.answer = with_sets({})
     return made
 
 
-def test_each_copy_goes_where_its_queue_is(
-    link: ClusterLink, scripted_cluster: ScriptedCluster
-) -> None:
+def test_each_copy_goes_where_its_queue_is(link: ClusterLink, cluster: ScriptedCluster) -> None:
     Sender(link).publish(HERE, THERE, FAR)
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     assert pushes(first) == [f"{link.prefix(HERE)}{HERE}"]
     assert pushes(second) == [f"{link.prefix(each)}{each}" for each in (THERE, FAR)]
 
 
 def test_a_publish_returns_when_all_copies_are_stored(
-    link: ClusterLink, scripted_cluster: ScriptedCluster
+    link: ClusterLink, cluster: ScriptedCluster
 ) -> None:
-    sender, (first, second) = Sender(link), scripted_cluster.nodes
+    sender, (first, second) = Sender(link), cluster.nodes
     sender.publish(HERE, THERE)
     usual = with_sets({})
     second.answer = lambda command: None if command.startswith("LPUSH") else usual(command)
@@ -77,9 +75,9 @@ def test_a_publish_returns_when_all_copies_are_stored(
 
 
 def test_a_copy_that_is_refused_is_the_publisher_s_error(
-    link: ClusterLink, scripted_cluster: ScriptedCluster
+    link: ClusterLink, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     usual = with_sets({})
     second.answer = lambda command: (
         b"-OOM no memory\r\n" if command.startswith("LPUSH") else usual(command)
@@ -90,10 +88,10 @@ def test_a_copy_that_is_refused_is_the_publisher_s_error(
 
 
 def test_a_message_is_not_sent_again_when_its_node_is_lost(
-    link: ClusterLink, scripted_cluster: ScriptedCluster
+    link: ClusterLink, cluster: ScriptedCluster
 ) -> None:
     """The node may have stored it."""
-    sender, (first, second) = Sender(link), scripted_cluster.nodes
+    sender, (first, second) = Sender(link), cluster.nodes
     usual = with_sets({})
     second.answer = lambda command: None if command.startswith("LPUSH") else usual(command)
     publishing = gevent.spawn(sender.publish, HERE, THERE)
@@ -107,9 +105,9 @@ def test_a_message_is_not_sent_again_when_its_node_is_lost(
 
 
 def test_a_message_for_a_slot_on_its_way_follows_the_keys(
-    link: ClusterLink, scripted_cluster: ScriptedCluster
+    link: ClusterLink, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     second.refuse(f"ASK 1 {first.place.host}:{first.place.port}", first="LPUSH")
     Sender(link).publish(THERE)
     assert first.names()[-2:] == ["ASKING", "LPUSH"]
@@ -119,9 +117,9 @@ def test_a_message_for_a_slot_on_its_way_follows_the_keys(
 
 @pytest.mark.parametrize("copies", [(), (HERE,)], ids=["alone", "with a copy elsewhere"])
 def test_a_slot_that_is_not_served_holds_up_its_own_queues_only(
-    link: ClusterLink, scripted_cluster: ScriptedCluster, copies: tuple[str, ...]
+    link: ClusterLink, cluster: ScriptedCluster, copies: tuple[str, ...]
 ) -> None:
-    sender, (first, second) = Sender(link), scripted_cluster.nodes
+    sender, (first, second) = Sender(link), cluster.nodes
     second.answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     with pytest.raises(PublishTimeout):
         sender.publish(THERE, timeout=1.0)

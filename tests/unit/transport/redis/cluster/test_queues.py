@@ -22,9 +22,9 @@ from tests.fix_redis_nodes import (
 
 
 def test_queues_are_looked_for_at_their_nodes(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
-    link, (first, second) = cluster_links(), scripted_cluster.nodes
+    link, (first, second) = cluster_links(), cluster.nodes
     first.answer = with_sets({})
     assert link.connection.connection.queues.existing({HERE: (), THERE: (), NEAR: ()}) == [
         HERE,
@@ -37,21 +37,21 @@ def test_queues_are_looked_for_at_their_nodes(
 
 
 def test_queues_of_a_slot_that_is_not_served_are_not_taken_for_gone(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     """Their messages would be dropped as if nothing were bound."""
     link = cluster_links(reply_timeout=1.0)
-    scripted_cluster.nodes[1].answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
+    cluster.nodes[1].answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     with pytest.raises(NodeLost, match="CLUSTERDOWN"):
         link.connection.connection.queues.existing({HERE: (), THERE: ()})
-    scripted_cluster.nodes[1].answer = empty
+    cluster.nodes[1].answer = empty
     assert link.connection.connection.queues.existing({HERE: (), THERE: ()}) == []
 
 
 def test_a_message_is_taken_where_its_queue_is(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
-    link, (first, second) = cluster_links(), scripted_cluster.nodes
+    link, (first, second) = cluster_links(), cluster.nodes
     usual = with_sets({})
 
     def answer(command: str) -> Answer:

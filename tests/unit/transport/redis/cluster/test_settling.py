@@ -35,14 +35,14 @@ def removed_already(command: str) -> Answer:
 
 
 def test_acks_go_where_the_messages_are_held(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
     handles = [link.handle(*each) for each in ((HERE, 1), (THERE, 1), (HERE, 2), (NEAR, 1))]
     for part in link.placement.settler.parts([acked(each) for each in handles]):
         link.placement.settler.settle(part, outcomes.append)
     until(lambda: outcomes == [None] * 3, CAME)
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     assert sorted(each for each in first.got if each.startswith("HDEL")) == sorted(
         [
             f"HDEL {link.prefix(HERE)}unacked {handles[0]} {handles[2]}",
@@ -53,10 +53,10 @@ def test_acks_go_where_the_messages_are_held(
 
 
 def test_an_ack_that_a_lost_socket_had_carried_out_is_not_late(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
-    node = scripted_cluster.nodes[0]
+    node = cluster.nodes[0]
     node.answer = lambda command: None
     link.placement.settler.settle([acked(link.handle(HERE, 1))], outcomes.append)
     until(lambda: node.names() == ["HDEL", "ZREM"], CAME)
@@ -67,10 +67,10 @@ def test_an_ack_that_a_lost_socket_had_carried_out_is_not_late(
 
 
 def test_a_dead_letter_is_stored_elsewhere_before_it_is_removed_here(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
-    here, there = scripted_cluster.nodes
+    here, there = cluster.nodes
     there.answer = lambda command: None
     link.placement.settler.settle([rejected(link, 1, HERE, THERE)], outcomes.append)
     until(lambda: there.got, CAME)
@@ -88,10 +88,10 @@ def test_a_dead_letter_is_stored_elsewhere_before_it_is_removed_here(
 
 @pytest.mark.parametrize("text", ["OOM no memory", "WRONGTYPE no list", "NOPERM not you"])
 def test_a_message_whose_dead_letter_is_refused_stays_held(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, text: str
+    cluster_links: ClusterLinks, cluster: ScriptedCluster, text: str
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
-    here, there = scripted_cluster.nodes
+    here, there = cluster.nodes
     there.refuse(text, first="LPUSH")
     link.placement.settler.settle([rejected(link, 1, THERE, FAR)], outcomes.append)
     until(lambda: outcomes, CAME)
@@ -101,11 +101,11 @@ def test_a_message_whose_dead_letter_is_refused_stays_held(
 
 
 def test_a_message_whose_dead_letter_was_lost_on_its_way_stays_held(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     """Nobody knows whether the other node has it: the one who is asked decides, not the slot."""
     link, outcomes = cluster_links(), list[Any]()
-    here, there = scripted_cluster.nodes
+    here, there = cluster.nodes
     there.answer = lambda command: None
     link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
     until(lambda: there.names() == ["LPUSH"], CAME)
@@ -121,10 +121,10 @@ def test_a_message_whose_dead_letter_was_lost_on_its_way_stays_held(
 
 
 def test_a_dead_letter_follows_a_slot_that_has_moved(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
-    here, there = scripted_cluster.nodes
+    here, there = cluster.nodes
     there.refuse(f"MOVED 1 {here.place.host}:{here.place.port}", first="LPUSH")
     link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
     until(lambda: outcomes, CAME)
@@ -134,10 +134,10 @@ def test_a_dead_letter_follows_a_slot_that_has_moved(
 
 
 def test_a_dead_letter_for_a_slot_that_is_not_served_is_given_up(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(reply_timeout=1.0), list[Any]()
-    here, there = scripted_cluster.nodes
+    here, there = cluster.nodes
     there.answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
     until(lambda: outcomes, CAME)
@@ -147,7 +147,7 @@ def test_a_dead_letter_for_a_slot_that_is_not_served_is_given_up(
 
 
 def test_leases_are_renewed_where_messages_are_held_and_where_the_link_is_known(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
     settler = link.placement.settler
@@ -157,15 +157,15 @@ def test_leases_are_renewed_where_messages_are_held_and_where_the_link_is_known(
     settler.renew([link.handle(HERE, 1)], outcomes.append)
     until(lambda: len(outcomes) == 2, CAME)
     assert outcomes[1] is None
-    for queue, node in zip((HERE, THERE), scripted_cluster.nodes, strict=True):
+    for queue, node in zip((HERE, THERE), cluster.nodes, strict=True):
         assert any(each.startswith("EVAL") and link.prefix(queue) in each for each in node.got)
 
 
 def test_a_renewal_that_one_node_refuses_is_refused(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
-    scripted_cluster.nodes[1].refuse("READWRITE x", first="EVAL")
+    cluster.nodes[1].refuse("READWRITE x", first="EVAL")
     handles = [link.handle(HERE, 1), link.handle(THERE, 1)]
     link.placement.settler.renew(handles, outcomes.append)
     until(lambda: outcomes, CAME)

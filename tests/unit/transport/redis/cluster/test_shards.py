@@ -56,14 +56,14 @@ Subscribers = Callable[..., Subscriber]
 
 
 @pytest.fixture
-def subscribers(scripted_cluster: ScriptedCluster) -> Iterator[Subscribers]:
+def subscribers(cluster: ScriptedCluster) -> Iterator[Subscribers]:
     """Makes subscribers: ``subscribers(reply_timeout=...)``."""
     made: list[Subscriber] = []
-    for node in scripted_cluster.nodes:
+    for node in cluster.nodes:
         node.answer = taken
 
     def make(reply_timeout: float = CAME) -> Subscriber:
-        made.append(Subscriber(scripted_cluster, reply_timeout))
+        made.append(Subscriber(cluster, reply_timeout))
         return made[-1]
 
     yield make
@@ -127,12 +127,12 @@ def test_patterns_are_redis_s(pattern: str, matching: list[str], others: list[st
 
 
 def test_messages_reach_the_queues_whose_patterns_match(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
     subscriber = subscribers()
     subscriber.shards.listen("all", ALL)
     subscriber.shards.listen("some", [("news", b"/0.news/a.*"), ("news", b"/0.news/a.b")])
-    node = scripted_cluster.nodes[0]
+    node = cluster.nodes[0]
     assert node.got == [SUBSCRIBE], "one subscription for all queues"
     for topic in ("/0.news", "/0.news/a.b", "/0.news/b"):
         publish(node, topic, topic)
@@ -147,11 +147,11 @@ def test_messages_reach_the_queues_whose_patterns_match(
 
 
 def test_what_another_program_has_sent_is_dropped(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
+    subscribers: Subscribers, cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     subscriber = subscribers()
     subscriber.shards.listen("q", ALL)
-    node = scripted_cluster.nodes[0]
+    node = cluster.nodes[0]
     node.say(push(bulk("smessage"), bulk(NEWS.decode()), bulk("hello")))
     publish(node, "/0.news", "{}")
     until(lambda: subscriber.got.messages == [("q", b"{}")], CAME)
@@ -159,9 +159,9 @@ def test_what_another_program_has_sent_is_dropped(
 
 
 def test_the_last_queue_that_leaves_ends_the_subscription(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
-    subscriber, node = subscribers(), scripted_cluster.nodes[0]
+    subscriber, node = subscribers(), cluster.nodes[0]
     for queue in ("one", "other"):
         subscriber.shards.listen(queue, ALL)
     subscriber.shards.leave("one")
@@ -174,10 +174,10 @@ def test_the_last_queue_that_leaves_ends_the_subscription(
 
 
 def test_leaving_and_listening_at_once_ends_with_a_subscription(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
     """The end of the former subscription is not taken for that of the next one."""
-    subscriber, node = subscribers(), scripted_cluster.nodes[0]
+    subscriber, node = subscribers(), cluster.nodes[0]
     for _ in range(3):
         subscriber.shards.listen("q", ALL)
         subscriber.shards.leave("q")
@@ -189,9 +189,9 @@ def test_leaving_and_listening_at_once_ends_with_a_subscription(
 
 
 def test_a_node_that_has_not_the_slot_names_the_one_that_has(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     subscriber = subscribers()
     first.answer = refusing(f"MOVED 42 {second.place.host}:{second.place.port}")
     subscriber.shards.listen("q", ALL)
@@ -201,19 +201,19 @@ def test_a_node_that_has_not_the_slot_names_the_one_that_has(
 
 @pytest.mark.parametrize("text", ["CLUSTERDOWN x", "LOADING x", "TRYAGAIN x"])
 def test_what_passes_is_waited_for(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster, text: str
+    subscribers: Subscribers, cluster: ScriptedCluster, text: str
 ) -> None:
-    subscriber, node = subscribers(), scripted_cluster.nodes[0]
+    subscriber, node = subscribers(), cluster.nodes[0]
     node.answer = refusing(text, text)
     subscriber.shards.listen("q", ALL)
     assert node.got == [SUBSCRIBE] * 3
 
 
 def test_a_slot_that_is_not_served_in_time_is_named(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
     subscriber = subscribers(reply_timeout=2.0)
-    scripted_cluster.nodes[0].answer = lambda command: b"-CLUSTERDOWN The cluster is down\r\n"
+    cluster.nodes[0].answer = lambda command: b"-CLUSTERDOWN The cluster is down\r\n"
     with pytest.raises(TimeoutError, match=r"'news' within 2 s: CLUSTERDOWN"):
         subscriber.shards.listen("q", ALL)
     subscriber.shards.leave("q")
@@ -228,25 +228,25 @@ def test_a_slot_that_is_not_served_in_time_is_named(
 )
 def test_a_refusal_is_the_caller_s(
     subscribers: Subscribers,
-    scripted_cluster: ScriptedCluster,
+    cluster: ScriptedCluster,
     text: str,
     error: type[Exception],
     remedy: str,
 ) -> None:
     subscriber = subscribers()
-    scripted_cluster.nodes[0].answer = lambda command: f"-{text}\r\n".encode()
+    cluster.nodes[0].answer = lambda command: f"-{text}\r\n".encode()
     with pytest.raises(error, match=remedy):
         subscriber.shards.listen("q", ALL)
     subscriber.shards.leave("q")
 
 
 def test_a_slot_that_leaves_its_node_is_followed(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     subscriber = subscribers()
     subscriber.shards.listen("q", ALL)
-    scripted_cluster.serve_all(second)
+    cluster.serve_all(second)
     first.answer = refusing(f"MOVED 42 {second.place.host}:{second.place.port}")
     first.say(named("sunsubscribe", NEWS.decode()))
     until(lambda: subscriber.got.gaps == [{"q"}], CAME)
@@ -256,10 +256,10 @@ def test_a_slot_that_leaves_its_node_is_followed(
 
 
 def test_a_slot_that_leaves_while_it_is_asked_for_is_followed(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
     """The end of a subscription may come before the reply that says that it was taken."""
-    subscriber, node = subscribers(), scripted_cluster.nodes[0]
+    subscriber, node = subscribers(), cluster.nodes[0]
     ends = [named("sunsubscribe", NEWS.decode())]
     node.answer = lambda command: (taken(command) or b"") + (ends.pop() if ends else b"")
     subscriber.shards.listen("q", ALL)
@@ -269,16 +269,16 @@ def test_a_slot_that_leaves_while_it_is_asked_for_is_followed(
 
 @pytest.mark.parametrize("is_back", [True, False], ids=["back", "replaced"])
 def test_a_lost_socket_is_opened_again(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster, is_back: bool
+    subscribers: Subscribers, cluster: ScriptedCluster, is_back: bool
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     subscriber = subscribers()
     subscriber.shards.listen("q", ALL)
     if is_back:
         first.peer.drop()
         after = first
     else:
-        scripted_cluster.serve_all(second)
+        cluster.serve_all(second)
         first.peer.stop()
         after = second
     until(lambda: subscriber.got.gaps == [{"q"}], CAME)
@@ -287,22 +287,22 @@ def test_a_lost_socket_is_opened_again(
 
 
 def test_a_silent_node_that_was_replaced_is_left(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     subscriber = subscribers()
     subscriber.shards.listen("q", ALL)
     assert [each.lost for each in subscriber.nodes.pipelines()] == [None]
-    scripted_cluster.serve_all(second)
+    cluster.serve_all(second)
     subscriber.nodes.refresh()
     until(lambda: subscriber.got.gaps == [{"q"}], CAME)
     assert (first.got, second.got) == ([SUBSCRIBE], [SUBSCRIBE])
 
 
 def test_callers_that_are_killed_leave_the_others_waiting(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
-    subscriber, node = subscribers(), scripted_cluster.nodes[0]
+    subscriber, node = subscribers(), cluster.nodes[0]
     is_down = True
     node.answer = lambda command: b"-CLUSTERDOWN x\r\n" if is_down else taken(command)
     waiting = [gevent.spawn(subscriber.shards.listen, f"q{each}", ALL) for each in range(2)]
@@ -314,10 +314,10 @@ def test_callers_that_are_killed_leave_the_others_waiting(
 
 
 def test_the_end_of_the_link_ends_what_waits(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
     subscriber = subscribers()
-    scripted_cluster.nodes[0].answer = lambda command: b"-CLUSTERDOWN x\r\n"
+    cluster.nodes[0].answer = lambda command: b"-CLUSTERDOWN x\r\n"
 
     def listen() -> bool:
         with pytest.raises(LinkLost):
@@ -325,7 +325,7 @@ def test_the_end_of_the_link_ends_what_waits(
         return True
 
     waiting = gevent.spawn(listen)
-    until(lambda: scripted_cluster.nodes[0].got, CAME)
+    until(lambda: cluster.nodes[0].got, CAME)
     subscriber.commands.lost = LinkLost("as if it had ended")
     subscriber.shards.stop()
     assert waiting.get(timeout=CAME)
@@ -334,9 +334,9 @@ def test_the_end_of_the_link_ends_what_waits(
 
 
 def test_without_pushes_messages_come_as_arrays(
-    subscribers: Subscribers, scripted_cluster: ScriptedCluster
+    subscribers: Subscribers, cluster: ScriptedCluster
 ) -> None:
-    subscriber, node = subscribers(), scripted_cluster.nodes[0]
+    subscriber, node = subscribers(), cluster.nodes[0]
     node.knows_hello = False
     node.answer = lambda command: (taken(command) or b"").replace(b">", b"*")
     subscriber.shards.listen("q", ALL)

@@ -46,19 +46,19 @@ class Watched(SlotPipeline):
 
 
 @pytest.fixture
-def slots(scripted_cluster: ScriptedCluster) -> Iterator[Slots]:
+def slots(cluster: ScriptedCluster) -> Iterator[Slots]:
     """Makes slots: ``slots(reply_timeout=...)``."""
     made: list[Watched] = []
 
     def make(reply_timeout: float | None = CAME) -> Watched:
         moves: list[bool] = []
         ends: list[BaseException] = []
-        nodes = scripted_cluster.client(scripted_cluster.nodes)
+        nodes = cluster.client(cluster.nodes)
         slot = Watched(
             nodes, SLOT, "redis+cluster://test", reply_timeout, ends.append, moves.append
         )
         slot.replies, slot.repeated, slot.moves, slot.ends = [], [], moves, ends
-        scripted_cluster.listeners.append(slot.dropped)
+        cluster.listeners.append(slot.dropped)
         made.append(slot)
         return slot
 
@@ -82,23 +82,21 @@ def moved_to(node: ScriptedNode, word: str = "MOVED") -> str:
     return f"{word} {SLOT} {node.place.host}:{node.place.port}"
 
 
-def test_commands_keep_their_order_from_the_first(
-    slots: Slots, scripted_cluster: ScriptedCluster
-) -> None:
+def test_commands_keep_their_order_from_the_first(slots: Slots, cluster: ScriptedCluster) -> None:
     slot = slots()
     assert slot.state.value == "idle"
     for number in range(3):
         slot.send("ECHO", str(number))
     slot.await_replies("ECHO 0", "ECHO 1", "ECHO 2")
     assert slot.state is SlotState.READY
-    assert scripted_cluster.nodes[0].got == ["ECHO 0", "ECHO 1", "ECHO 2"]
+    assert cluster.nodes[0].got == ["ECHO 0", "ECHO 1", "ECHO 2"]
     assert (slot.moves, slot.repeated) == ([], [])
 
 
 def test_what_a_node_has_moved_is_sent_to_the_next_one(
-    slots: Slots, scripted_cluster: ScriptedCluster
+    slots: Slots, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     slot = slots()
     first.answer = answers(moved_to(second), moved_to(second))
     for word in ("a", "b"):
@@ -110,9 +108,9 @@ def test_what_a_node_has_moved_is_sent_to_the_next_one(
 
 
 def test_keys_that_are_at_the_other_node_already_are_asked_for_there(
-    slots: Slots, scripted_cluster: ScriptedCluster
+    slots: Slots, cluster: ScriptedCluster
 ) -> None:
-    first, second = scripted_cluster.nodes
+    first, second = cluster.nodes
     slot = slots()
     first.answer = answers(moved_to(second, "ASK"))
     slot.send("ECHO", "there")
@@ -124,19 +122,17 @@ def test_keys_that_are_at_the_other_node_already_are_asked_for_there(
 
 
 @pytest.mark.parametrize("text", ["TRYAGAIN keys are on their way", "CLUSTERDOWN x", "LOADING x"])
-def test_what_passes_is_waited_for(
-    slots: Slots, scripted_cluster: ScriptedCluster, text: str
-) -> None:
+def test_what_passes_is_waited_for(slots: Slots, cluster: ScriptedCluster, text: str) -> None:
     slot = slots()
-    scripted_cluster.nodes[0].answer = answers(text, text)
+    cluster.nodes[0].answer = answers(text, text)
     slot.send("ECHO", "x")
     slot.await_replies("ECHO x")
-    assert scripted_cluster.nodes[0].got == ["ECHO x"] * 3
+    assert cluster.nodes[0].got == ["ECHO x"] * 3
 
 
-def test_other_errors_are_the_caller_s(slots: Slots, scripted_cluster: ScriptedCluster) -> None:
+def test_other_errors_are_the_caller_s(slots: Slots, cluster: ScriptedCluster) -> None:
     slot = slots()
-    scripted_cluster.nodes[0].answer = answers("WRONGTYPE no list", "WRONGTYPE no list")
+    cluster.nodes[0].answer = answers("WRONGTYPE no list", "WRONGTYPE no list")
     slot.send("ECHO", "x")
     slot.await_replies("ErrorReply")
     with pytest.raises(Exception, match="WRONGTYPE"):
@@ -144,9 +140,9 @@ def test_other_errors_are_the_caller_s(slots: Slots, scripted_cluster: ScriptedC
 
 
 def test_a_cluster_that_is_down_is_asked_until_it_is_not(
-    slots: Slots, scripted_cluster: ScriptedCluster
+    slots: Slots, cluster: ScriptedCluster
 ) -> None:
-    node = scripted_cluster.nodes[0]
+    node = cluster.nodes[0]
     slot = slots()
     node.answer = answers("CLUSTERDOWN x")
     node.state = "fail"
@@ -158,10 +154,10 @@ def test_a_cluster_that_is_down_is_asked_until_it_is_not(
 
 
 def test_a_slot_that_is_not_served_is_not_waited_for_longer_than_allowed(
-    slots: Slots, scripted_cluster: ScriptedCluster
+    slots: Slots, cluster: ScriptedCluster
 ) -> None:
     slot = slots(reply_timeout=0.2)
-    scripted_cluster.ranges = []
+    cluster.ranges = []
     slot.send("ECHO", "x")
     slot.await_replies("NodeLost")
     with pytest.raises(TimeoutError, match=f"no node serves slot {SLOT} .*CLUSTER INFO"):
@@ -169,9 +165,9 @@ def test_a_slot_that_is_not_served_is_not_waited_for_longer_than_allowed(
 
 
 def test_after_a_loss_only_what_may_be_repeated_is_sent_again(
-    slots: Slots, scripted_cluster: ScriptedCluster
+    slots: Slots, cluster: ScriptedCluster
 ) -> None:
-    node = scripted_cluster.nodes[0]
+    node = cluster.nodes[0]
     slot = slots()
     slot.send("ECHO", "answered")
     slot.await_replies("ECHO answered")
@@ -191,11 +187,11 @@ def test_after_a_loss_only_what_may_be_repeated_is_sent_again(
 
 
 def test_nothing_is_left_unanswered_when_no_node_is_left(
-    slots: Slots, scripted_cluster: ScriptedCluster
+    slots: Slots, cluster: ScriptedCluster
 ) -> None:
     slot = slots()
     slot.call(pack("ECHO", "x"))
-    for each in scripted_cluster.nodes:
+    for each in cluster.nodes:
         each.peer.stop()
     slot.send("ECHO", "x")
     until(lambda: slot.ends, CAME, "the end of the link")
@@ -208,10 +204,8 @@ def test_nothing_is_left_unanswered_when_no_node_is_left(
         slot.wait_writable(Deadline(CAME))
 
 
-def test_callers_have_left_when_they_are_killed(
-    slots: Slots, scripted_cluster: ScriptedCluster
-) -> None:
-    node = scripted_cluster.nodes[0]
+def test_callers_have_left_when_they_are_killed(slots: Slots, cluster: ScriptedCluster) -> None:
+    node = cluster.nodes[0]
     slot = slots()
     slot.call(pack("ECHO", "x"))
     node.answer = lambda command: None

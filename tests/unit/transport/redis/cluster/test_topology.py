@@ -43,10 +43,10 @@ def answer_with(cluster: ScriptedCluster, sets: dict[str, list[str]]) -> None:
 
 
 def test_bindings_are_read_where_the_queues_are(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link = cluster_links()
-    answer_with(scripted_cluster, bound(link, NEWS, FAR))
+    answer_with(cluster, bound(link, NEWS, FAR))
     records = link.connection.connection.records
     rows = records.rows(NEWS)
     assert rows is not None
@@ -55,12 +55,12 @@ def test_bindings_are_read_where_the_queues_are(
 
 
 def test_a_partition_that_was_unknown_is_asked_too(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link = cluster_links()
     records = link.connection.connection.records
     for queues in ([FAR], [FAR, FARTHER], [FARTHER], []):
-        answer_with(scripted_cluster, bound(link, *queues))
+        answer_with(cluster, bound(link, *queues))
         rows = records.rows(NEWS)
         assert rows is not None
         assert sorted(rows) == sorted(map(row, queues))
@@ -73,10 +73,8 @@ def test_an_exchange_that_is_nowhere_is_none(cluster_links: ClusterLinks) -> Non
     assert not records.has_rows(NEWS)
 
 
-def test_a_binding_elsewhere_counts(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
-) -> None:
-    link, (home, _) = cluster_links(), scripted_cluster.nodes
+def test_a_binding_elsewhere_counts(cluster_links: ClusterLinks, cluster: ScriptedCluster) -> None:
+    link, (home, _) = cluster_links(), cluster.nodes
     sets = bound(link, FAR)
 
     def answer(command: str) -> bytes | None:
@@ -84,7 +82,7 @@ def test_a_binding_elsewhere_counts(
 
     home.answer = answer
     assert not link.connection.connection.records.has_rows(NEWS), "its table is empty"
-    scripted_cluster.nodes[1].answer = with_sets(sets)
+    cluster.nodes[1].answer = with_sets(sets)
     assert link.connection.connection.records.has_rows(NEWS)
 
 
@@ -94,11 +92,11 @@ def begins(node: ScriptedNode, *words: str) -> bool:
 
 
 def test_where_to_look_is_stored_before_the_binding(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     """Else a publisher might overlook the binding."""
-    link, (home, other) = cluster_links(), scripted_cluster.nodes
-    answer_with(scripted_cluster, {})
+    link, (home, other) = cluster_links(), cluster.nodes
+    answer_with(cluster, {})
     home.answer = lambda command: None
     adding = gevent.spawn(link.connection.connection.records.add, NEWS, row(FAR))
     key = f"{link.prefix(NEWS)}greenconn.partitions.{NEWS}"
@@ -110,9 +108,9 @@ def test_where_to_look_is_stored_before_the_binding(
 
 
 def test_a_binding_is_not_made_where_that_cannot_be_stored(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
-    link, (home, other) = cluster_links(reply_timeout=1.0), scripted_cluster.nodes
+    link, (home, other) = cluster_links(reply_timeout=1.0), cluster.nodes
     home.answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     with pytest.raises(NodeLost, match="CLUSTERDOWN"):
         link.connection.connection.records.add(NEWS, row(FAR))
@@ -120,10 +118,10 @@ def test_a_binding_is_not_made_where_that_cannot_be_stored(
 
 
 def test_the_end_of_an_exchange_ends_its_bindings_everywhere(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
-    link, (home, other) = cluster_links(), scripted_cluster.nodes
-    answer_with(scripted_cluster, bound(link, FAR, FARTHER))
+    link, (home, other) = cluster_links(), cluster.nodes
+    answer_with(cluster, bound(link, FAR, FARTHER))
     link.connection.connection.records.delete(NEWS)
     for queue in (FAR, FARTHER):
         assert begins(other, "HDEL", f"{link.prefix(queue)}greenconn.bound.{queue}")
@@ -132,10 +130,10 @@ def test_the_end_of_an_exchange_ends_its_bindings_everywhere(
 
 
 def test_exchanges_in_different_partitions_are_bound_and_unbound(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+    cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
-    link, (home, other) = cluster_links(), scripted_cluster.nodes
-    answer_with(scripted_cluster, {})
+    link, (home, other) = cluster_links(), cluster.nodes
+    answer_with(cluster, {})
     records = link.connection.connection.records
     onward = Row("key", "", FAR, {}, to_exchange=True)
     records.add(NEWS, onward)
@@ -143,7 +141,7 @@ def test_exchanges_in_different_partitions_are_bound_and_unbound(
     assert other.got[0].endswith(f" {NEWS}")
     member = home.got[0].split(" ", 2)[2]
     sets = {home.got[0].split(" ")[1]: [member], other.got[0].split(" ")[1]: [NEWS]}
-    answer_with(scripted_cluster, sets)
+    answer_with(cluster, sets)
     assert records.rows(NEWS) == (onward,)
     assert records.remove_to(FAR, is_exchange=True) == [NEWS]
     assert begins(home, "SREM", home.got[0].split(" ")[1])

@@ -24,9 +24,9 @@ def test_all_nodes_of_a_url_are_seeds() -> None:
     assert {each.where for each in seeds} == {"redis+cluster://one:7000//"}
 
 
-def test_a_seed_that_is_away_is_passed_over(scripted_cluster: ScriptedCluster) -> None:
-    dead, alive = scripted_cluster.nodes
-    scripted_cluster.serve_all(alive)
+def test_a_seed_that_is_away_is_passed_over(cluster: ScriptedCluster) -> None:
+    dead, alive = cluster.nodes
+    cluster.serve_all(alive)
     dead.peer.stop()
     url = ";".join(f"redis+cluster://{host}:{port}" for host, port in (dead.place, alive.place))
     with Connection(url) as connection:
