@@ -6,6 +6,7 @@ import json
 import pickle
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -83,17 +84,11 @@ class BackendTransport(virtual.Transport):
     polling_interval = 0.01
 
 
-@pytest.fixture
-def backend() -> Backend:
-    """The broker."""
-    return Backend()
+@contextmanager
+def linked(backend: Backend, kind: type[BackendChannel]) -> Iterator[HookLink]:
+    """A link to *backend* with channels of this kind."""
 
-
-@pytest.fixture
-def link(backend: Backend) -> Iterator[HookLink]:
-    """A link to ``backend``."""
-
-    class Channel(BackendChannel):
+    class Channel(kind):  # type: ignore[misc, valid-type]  # which kind, is an argument
         pass
 
     class Transport(BackendTransport):
@@ -107,6 +102,13 @@ def link(backend: Backend) -> Iterator[HookLink]:
     backend.error = None
     link.close()
     gevent.sleep(0)
+
+
+@pytest.fixture
+def link(backend: Backend) -> Iterator[HookLink]:
+    """A link to ``backend``."""
+    with linked(backend, BackendChannel) as link:
+        yield link
 
 
 def opened(link: HookLink) -> BackendChannel:
@@ -374,13 +376,6 @@ def test_unacked_deliveries_are_counted(channel: BackendChannel) -> None:
     qos.ack("a")
     assert qos.can_consume()
     assert virtual.QoS(channel).can_consume_max_estimate() is None
-
-
-@pytest.fixture
-def dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of emergency dumps."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
 
 
 def dumped(folder: Path, channel: BackendChannel) -> list[Any]:

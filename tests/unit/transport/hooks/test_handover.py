@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.unit.transport.hooks.test_channel import (
     BackendTransport,
     bodies,
     drain,
+    dumped,
     opened,
     send,
 )
@@ -53,13 +53,6 @@ def backend() -> BrokenBackend:
 
 
 @pytest.fixture
-def dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of emergency dumps."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def transport(backend: BrokenBackend, dumps: Path) -> BackendTransport:
     """A transport to ``backend``, whose links are lives of one connection."""
 
@@ -86,11 +79,6 @@ def link(transport: BackendTransport, backend: BrokenBackend) -> Iterator[HookLi
 def came_back(backend: Backend, channel: BackendChannel, *wanted: str) -> None:
     until(lambda: sorted(bodies(backend, channel)) == sorted(wanted))
     assert all(json.loads(each)["redelivered"] for each in backend.queues["q"])
-
-
-def dumped(folder: Path, channel: BackendChannel) -> list[Any]:
-    (path,) = folder.iterdir()
-    return [channel.message_to_python(each).body for each in pickle.loads(path.read_bytes())]
 
 
 def test_a_message_that_nobody_has_seen_and_that_cannot_be_put_back(

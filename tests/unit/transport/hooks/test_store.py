@@ -14,13 +14,12 @@ from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.transport.hooks import HookLink
 from tests.fix_wires import until
 from tests.integration.contract import Store
-from tests.tiny_client import TinyClient
 from tests.unit.transport.hooks.test_channel import (
     Backend,
     BackendChannel,
-    BackendTransport,
     bodies,
     fail,
+    linked,
     send,
 )
 
@@ -40,26 +39,10 @@ class GreedyChannel(BackendChannel):
 
 
 @pytest.fixture
-def backend() -> Backend:
-    """The broker."""
-    return Backend()
-
-
-@pytest.fixture
 def link(backend: Backend) -> Iterator[HookLink]:
     """A link to ``backend`` whose channels take more than is wanted."""
-
-    class Channel(GreedyChannel):
-        pass
-
-    class Transport(BackendTransport):
-        pass
-
-    Channel.backend = backend
-    Transport.Channel = Channel
-    link = Transport(TinyClient("backend://")).establish_connection()
-    yield link
-    link.close()
+    with linked(backend, GreedyChannel) as link:
+        yield link
 
 
 def test_what_is_too_many_waits_for_room(
