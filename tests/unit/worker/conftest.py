@@ -44,6 +44,11 @@ class Broker:
         for body in bodies:
             producer.publish(body, routing_key=queue)
 
+    def fill(self, queue: str, *bodies: Any) -> None:
+        """Declare a durable queue, and publish messages to it."""
+        self.declare(queue)
+        self.publish(queue, *bodies)
+
     def ready(self, queue: str) -> int:
         """Return the number of ready messages of a queue."""
         return int(self.channel.queue_declare(queue, passive=True).message_count)

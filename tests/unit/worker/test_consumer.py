@@ -128,8 +128,7 @@ def test_a_message_that_comes_while_all_workers_leave_is_not_forgotten(
 def test_a_handler_may_do_what_it_likes(
     connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
-    broker.declare("more")
-    broker.publish("more", "waiting")
+    broker.fill("more", "waiting")
     done = Event()
 
     def handler(body: Any, message: Any) -> None:
@@ -200,8 +199,7 @@ def test_priority_and_arguments_reach_the_broker(
 def test_a_message_without_need_of_an_ack(
     connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(1000))
+    broker.fill("q", *range(1000))
     consumer = spawn_consumer("q", seen, connection=connection, no_ack=True)
     until(lambda: len(seen.done) == 1000)
     assert not seen.messages[0].acknowledged
@@ -214,8 +212,7 @@ def test_a_message_without_need_of_an_ack(
 def test_no_prefetch_has_a_connection_of_its_own_too(
     connection: Connection, broker: Broker, seen: Recorder
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(1000))
+    broker.fill("q", *range(1000))
     consumer = spawn_consumer("q", seen, connection=connection, prefetch_count=0)
     until(lambda: len(seen.done) == 1000)
     assert not connection.connected
@@ -228,8 +225,7 @@ def test_no_prefetch_has_a_connection_of_its_own_too(
 def test_closing_the_connection_stops_its_consumers(
     url: str, broker: Broker, seen: Recorder, options: dict[str, Any]
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(3))
+    broker.fill("q", *range(3))
     seen.gate.clear()
     with Connection(url) as connection:
         consumer = spawn_consumer("q", seen, connection=connection, **options)
@@ -281,8 +277,7 @@ def test_the_loop_of_a_busy_handler_lets_others_run(spawn: Spawn, broker: Broker
         for _ in range(2000):
             pass
 
-    broker.declare("q")
-    broker.publish("q", *range(2000))
+    broker.fill("q", *range(2000))
     ticking = gevent.spawn(tick)
     spawn("q", handler, prefetch_count=2000).wait_ready(CAME)
     until(lambda: len(handled) == 2000)

@@ -29,8 +29,7 @@ def begin(spawn: Spawn, broker: Broker, seen: Recorder) -> Spawn:
     """Spawn a consumer of six messages: one that its handler has begun, and five in its inbox."""
 
     def begin(**options: Any) -> ConsumerGreenlet:
-        broker.declare("q")
-        broker.publish("q", *range(6))
+        broker.fill("q", *range(6))
         seen.gate.clear()
         consumer = spawn("q", seen, **options)
         seen.wait(1)
@@ -97,8 +96,7 @@ def test_a_handler_may_stop_its_own_consumer(spawn: Spawn, broker: Broker) -> No
         answers.append(consumer.stop())
         gevent.sleep(0.01)
 
-    broker.declare("q")
-    broker.publish("q", *range(3))
+    broker.fill("q", *range(3))
     consumer = spawn("q", handler)
     assert consumer.get(timeout=CAME)["handled"] == 1
     assert answers == [True]
@@ -112,8 +110,7 @@ def test_a_handler_may_stop_all_consumers(spawn: Spawn, broker: Broker, seen: Re
         answers.append(stop_consumers(CAME))
 
     other = spawn("other", seen)
-    broker.declare("q")
-    broker.publish("q", 1)
+    broker.fill("q", 1)
     consumer = spawn("q", handler)
     assert consumer.get(timeout=CAME)["handled"] == 1
     assert answers == [True]
@@ -124,8 +121,7 @@ def test_a_handler_may_kill_its_own_consumer(spawn: Spawn, broker: Broker) -> No
     def handler(body: Any, message: Any) -> None:
         consumer.kill()
 
-    broker.declare("q")
-    broker.publish("q", *range(3))
+    broker.fill("q", *range(3))
     consumer = spawn("q", handler)
     consumer.join(CAME)
     assert consumer.state is ConsumerState.KILLED
@@ -138,8 +134,7 @@ def test_a_handler_may_pause_its_own_consumer(spawn: Spawn, broker: Broker) -> N
     def handler(body: Any, message: Any) -> None:
         answers.append(consumer.pause())
 
-    broker.declare("q")
-    broker.publish("q", *range(3))
+    broker.fill("q", *range(3))
     consumer = spawn("q", handler)
     until(lambda: answers == [True])
     assert broker.ready("q") == 2
@@ -223,8 +218,7 @@ def test_a_closed_connection_that_is_closed_again_ends_who_was_about_to_open_it(
 
 
 def test_pausing_before_it_is_there(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
-    broker.declare("q")
-    broker.publish("q", 1)
+    broker.fill("q", 1)
     consumer = spawn("q", seen)
     assert consumer.pause(CAME)
     assert broker.consumers("q") == 0
@@ -315,8 +309,7 @@ def test_a_handler_that_does_not_let_itself_be_killed(
         except gevent.GreenletExit:
             gevent.sleep(0.05)
 
-    broker.declare("q")
-    broker.publish("q", *range(3))
+    broker.fill("q", *range(3))
     seen.gate.clear()
     consumer = spawn("q", handler)
     seen.wait(1)
@@ -397,8 +390,7 @@ def test_a_kill_at_every_step_of_its_life(
         yield_to_hub()
         done.append(body)
 
-    broker.declare("q")
-    broker.publish("q", *range(10))
+    broker.fill("q", *range(10))
     consumer = spawn("q", handler, concurrency=concurrency)
     for _ in range(turns):
         gevent.sleep(0)

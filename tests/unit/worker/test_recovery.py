@@ -57,8 +57,7 @@ def recovered(connection: Connection, generation: int) -> None:
 def test_a_failure_in_a_former_life_is_not_retried(
     connection: Connection, broker: Broker, seen: Recorder, unique: str
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", "x")
+    broker.fill("q", "x")
     seen.gate.clear()
     seen.error = ValueError("no")
     consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=0.01))
@@ -77,8 +76,7 @@ def test_a_failure_in_a_former_life_is_not_retried(
 def test_a_retry_that_waits_is_dropped_with_its_life(
     spawn: Spawn, broker: Broker, seen: Recorder, unique: str
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", "x")
+    broker.fill("q", "x")
     seen.error = ValueError("no")
     consumer = spawn("q", seen, retry=Retry(delay=30, hold="process"))
     until(lambda: consumer.stats()["retried"] == 1)
@@ -103,8 +101,7 @@ def exists(broker: Broker, name: str) -> bool:
 def test_running_handlers_go_on_when_their_queue_is_deleted(
     spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", "x")
+    broker.fill("q", "x")
     seen.gate.clear()
     consumer = spawn("q", seen)
     seen.wait(1)
@@ -120,8 +117,7 @@ def test_a_failure_after_the_broker_has_cancelled_its_consumer_is_of_its_queue(
 ) -> None:
     """The consumer has another tag by then, and a name that is not the queue's."""
     broker.declare("one")
-    broker.declare("two")
-    broker.publish("two", "x")
+    broker.fill("two", "x")
     seen.gate.clear()
     seen.error = ValueError("no")
     consumer = spawn(["one", "two"], seen, name="worker", dead_letter=True)
@@ -148,8 +144,7 @@ def test_what_is_lost_while_its_failure_is_told_is_not_retried(
             self.told.set()
             self.may_go_on.wait()
 
-    broker.declare("q")
-    broker.publish("q", "x")
+    broker.fill("q", "x")
     seen.error = ValueError("no")
     gate = Gate()
     add_listener(gate)
@@ -182,8 +177,7 @@ def test_a_copy_that_is_lost_with_the_connection_is_not_retried_here(
         return False
 
     monkeypatch.setattr(FailedMessages, "delay", delay)
-    broker.declare("q")
-    broker.publish("q", "x")
+    broker.fill("q", "x")
     seen.error = ValueError("no")
     retry = Retry(delay=0.01, hold="broker")
     consumer = spawn("q", seen, retry=retry, concurrency=2)
@@ -225,8 +219,7 @@ def test_an_exchange_that_does_not_exist(spawn: Spawn, seen: Recorder) -> None:
 def test_an_ack_on_a_channel_that_was_closed_means_nothing(
     spawn: Spawn, broker: Broker, seen: Recorder
 ) -> None:
-    broker.declare("q")
-    broker.publish("q", "x")
+    broker.fill("q", "x")
     seen.gate.clear()
     consumer = spawn("q", seen)
     seen.wait(1)
@@ -338,8 +331,7 @@ def test_the_log_says_little(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_child_of_a_fork_handles_nothing(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(3))
+    broker.fill("q", *range(3))
     seen.gate.clear()
     consumer = spawn("q", seen, prefetch_count=10)
     until(lambda: consumer.stats()["received"] == 3)
