@@ -73,31 +73,11 @@ CONNECTION: Calls = {
 }
 #: Parameters, and what is made without a broker: a pool has clones, which are that thread's.
 CONNECTION_ANYWHERE = {
-    "Pool",
-    "as_uri",
-    "channel_errors",
-    "clone",
-    "completes_cycle",
-    "connected",
-    "connection_errors",
-    "create_transport",
-    "get_manager",
-    "get_transport_cls",
-    "host",
-    "info",
-    "is_evented",
-    "is_reusable",
-    "lend",
-    "manager",
-    "maybe_close_channel",
-    "ready_channel",
-    "recoverable_channel_errors",
-    "recoverable_connection_errors",
-    "revive",
-    "session",
-    "supports_exchange_type",
-    "supports_heartbeats",
-    "transport",
+    *("Pool", "as_uri", "channel_errors", "clone", "completes_cycle", "connected"),
+    *("connection_errors", "create_transport", "get_manager", "get_transport_cls", "host", "info"),
+    *("is_evented", "is_reusable", "lend", "manager", "maybe_close_channel", "ready_channel"),
+    *("recoverable_channel_errors", "recoverable_connection_errors", "revive", "session"),
+    *("supports_exchange_type", "supports_heartbeats", "transport"),
 }
 
 CHANNEL: Calls = {
@@ -126,14 +106,8 @@ CHANNEL: Calls = {
     "queue_unbind": lambda each: each.queue_unbind("q", "amq.direct", "q"),
 }
 CHANNEL_ANYWHERE = {
-    "after_reply_message_received",
-    "connection",
-    "events",
-    "is_open",
-    "message_to_python",
-    "no_ack_consumers",
-    "prepare_message",
-    "prepare_queue_arguments",
+    *("after_reply_message_received", "connection", "events", "is_open", "message_to_python"),
+    *("no_ack_consumers", "prepare_message", "prepare_queue_arguments"),
 }
 
 PRODUCER: Calls = {
@@ -166,14 +140,8 @@ CONSUMER: Calls = {
     "recover": lambda each: each.recover(requeue=True),
 }
 CONSUMER_ANYWHERE = {
-    "channel",
-    "check_callbacks",
-    "connection",
-    "consuming_from",
-    "queues",
-    "receive",
-    "register_callback",
-    "revive",
+    *("channel", "check_callbacks", "connection", "consuming_from", "queues", "receive"),
+    *("register_callback", "revive"),
 }
 
 POOL: Calls = {
@@ -189,23 +157,9 @@ PRODUCER_POOL: Calls = POOL
 #: Numbers, and what pools do among themselves with what ``acquire`` has checked.
 POOL_ANYWHERE = {"holders", "limit", "name", "stats"}
 POOL_OWN = {
-    "close_resource",
-    "collect_resource",
-    "create_producer",
-    "evict",
-    "expire",
-    "facade",
-    "forget",
-    "is_alive",
-    "lend_to_pool",
-    "new",
-    "prepare",
-    "release",
-    "release_resource",
-    "replace",
-    "returned",
-    "setup",
-    "take_back",
+    *("close_resource", "collect_resource", "create_producer", "evict", "expire", "facade"),
+    *("forget", "is_alive", "lend_to_pool", "new", "prepare", "release", "release_resource"),
+    *("replace", "returned", "setup", "take_back"),
 }
 
 SIMPLE: Calls = {
@@ -263,29 +217,10 @@ FUNCTIONS: Mapping[str, Callable[[Connection, str], Any]] = {
 }
 #: Those of the thread that asks, or no functions of a connection.
 FUNCTIONS_ANYWHERE = {
-    "App",
-    "BrokerConnection",
-    "Connection",
-    "Consumer",
-    "ConsumerGreenlet",
-    "Exchange",
-    "FileOffsets",
-    "Listener",
-    "Message",
-    "Producer",
-    "Queue",
-    "QueueOffsets",
-    "Retry",
-    "SuperStream",
-    "add_listener",
-    "binding",
-    "configure",
-    "disable_insecure_serializers",
-    "enable_insecure_serializers",
-    "parse_url",
-    "remove_listener",
-    "stop_consumers",
-    "uuid",
+    *("App", "BrokerConnection", "Connection", "Consumer", "ConsumerGreenlet", "Exchange"),
+    *("FileOffsets", "Listener", "Message", "Producer", "Queue", "QueueOffsets", "Retry"),
+    *("SuperStream", "add_listener", "binding", "configure", "disable_insecure_serializers"),
+    *("enable_insecure_serializers", "parse_url", "remove_listener", "stop_consumers", "uuid"),
     "version_info_t",
 }
 

@@ -18,15 +18,9 @@ from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control
 
 RESERVED = [
-    "unacked",
-    "unacked_index",
-    "unacked_mutex",
-    "_kombu.binding.celery",
-    "_kombu.binding_permanent.celery",
-    "_kombu.binding_deadlines",
-    "greenconn.owners",
-    "greenconn.queue.q",
-    "greenconn.bound.q",
+    *("unacked", "unacked_index", "unacked_mutex", "_kombu.binding.celery"),
+    *("_kombu.binding_permanent.celery", "_kombu.binding_deadlines", "greenconn.owners"),
+    *("greenconn.queue.q", "greenconn.bound.q"),
 ]
 
 

@@ -36,15 +36,9 @@ LEFT = {
     "test_leaves_a_connection_to_a_peer_that_waits": r"socket \d+ from \('127.0.0.1', \d+\)",
 }
 CLEAN = [
-    "test_ends_a_greenlet_soon",
-    "test_kills_a_greenlet",
-    "test_sees_an_error",
-    "test_clears_an_error",
-    "test_looks_into_the_log",
-    "test_uses_the_thread_pool",
-    "test_closes_a_socket",
-    "test_joins_a_thread",
-    "test_uses_a_peer",
+    *("test_ends_a_greenlet_soon", "test_kills_a_greenlet", "test_sees_an_error"),
+    *("test_clears_an_error", "test_looks_into_the_log", "test_uses_the_thread_pool"),
+    *("test_closes_a_socket", "test_joins_a_thread", "test_uses_a_peer"),
 ]
 
 

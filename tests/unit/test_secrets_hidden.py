@@ -36,16 +36,7 @@ SOON: Final = 0.1
 CERTS: Final = Path(__file__).parent.parent / "certs"
 #: In the scheme, behind the plus sign.
 INNER: Final = (
-    "cluster",
-    "http",
-    "https",
-    "sentinel",
-    "socket",
-    "srv",
-    "ssl",
-    "tcp",
-    "tls",
-    "unix",
+    *("cluster", "http", "https", "sentinel", "socket", "srv", "ssl", "tcp", "tls", "unix"),
 )
 SCHEMES: Final = sorted({*TRANSPORT_ALIASES, *MEANT, "http", "nosuch", "redis+cluster+tls", "unix"})
 PLUS_SCHEMES: Final = [

@@ -53,16 +53,8 @@ def fanout_routing(lib: Library, connection: Any, names: Names) -> Any:
 def topic_routing(lib: Library, connection: Any, names: Names) -> Any:
     keys = ["*.stock.#", "#.error", "a.*.c", "#", "stock", "*", "a.b.c", "*.*"]
     sent = [
-        "nyse.stock",
-        "nyse.stock.goog.high",
-        "error",
-        "x.error",
-        "x.y.error",
-        "a.b.c",
-        "stock",
-        "a..c",
-        "A.b.c",
-        "a-b.c",
+        *("nyse.stock", "nyse.stock.goog.high", "error", "x.error", "x.y.error", "a.b.c", "stock"),
+        *("a..c", "A.b.c", "a-b.c"),
     ]
     return routed(lib, connection, names, "topic", keys, sent)
 

@@ -105,14 +105,7 @@ class Outcome:
 
     #: What must be 0.
     MUST_BE_0 = (
-        "lost",
-        "unexplained",
-        "disordered",
-        "spoiled",
-        "left",
-        "hung",
-        "slots",
-        "descriptors",
+        *("lost", "unexplained", "disordered", "spoiled", "left", "hung", "slots", "descriptors"),
         "greenlets_left",
     )
 

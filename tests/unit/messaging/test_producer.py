@@ -260,11 +260,7 @@ def test_declare_list_comes_before_the_exchange(channel: FakeChannel) -> None:
         "e",
     ]
     assert channel.methods == [
-        "exchange_declare",
-        "queue_declare",
-        "queue_bind",
-        "exchange_declare",
-        "basic_publish",
+        *("exchange_declare", "queue_declare", "queue_bind", "exchange_declare", "basic_publish"),
         "basic_publish",
     ]
 
