@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +13,7 @@ import greenconn
 from greenconn import Broadcast, Connection
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.processes import start
+from tests.interpreter import printed
 
 pytestmark = [pytest.mark.programs]
 
@@ -64,17 +63,8 @@ def test_programs_print_what_the_page_says(
 ) -> None:
     url = url_of(kind, request, tmp_path)
     program, output = PROGRAMS[title]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        cwd=ROOT,
-        env={**os.environ, "GREENCONN_URL": url},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == output
+    said = printed("-W", "error", "-c", program, env={"GREENCONN_URL": url})
+    assert said.strip() == output
     if kind in ("amqp", "redis"):
         with Connection(url) as connection:
             for name in re.findall(r'"([a-z-]+)"', program):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fix_wires import until
+from tests.interpreter import printed
 
 pytestmark = pytest.mark.programs
 
@@ -30,22 +31,8 @@ def test_its_steps_do_what_it_says(tmp_path: Path) -> None:
 
     def run(*words: str) -> str:
         assert f"    {' '.join(words)}\n" in page
-        command = (
-            [sys.executable, *words[1:]] if words[0] == "python" else ["greenconn", *words[1:]]
-        )
-        if command[0] == "greenconn":
-            command[:1] = [sys.executable, "-m", "greenconn"]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=SOON,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        arguments = words[1:] if words[0] == "python" else ("-m", "greenconn", *words[1:])
+        return printed(*arguments, cwd=tmp_path, env=env, timeout=SOON)
 
     def consume(number: int) -> subprocess.Popen[bytes]:
         with (tmp_path / f"log{number}").open("wb") as log:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess  # gevent's would take the end of every child
-import sys
-
 import pytest
 from gevent.queue import Queue as Results
 
 from greenconn import Connection, Message, Queue, publish, spawn_consumer
+from tests.interpreter import printed
 
 pytest.importorskip("pika")
 
@@ -41,15 +39,8 @@ def test_each_reads_what_the_other_publishes(amqp_url: str, unique: str) -> None
 
     with Connection(amqp_url) as connection:
         publish(here, {"to": "alan"}, headers={"step": 1}, connection=connection)
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, amqp_url, there.name, here.name],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.replace(" ", "") == "{'to':'alan'}application/json2{'step':1}\n"
+        said = printed("-c", PROGRAM, amqp_url, there.name, here.name, timeout=60)
+        assert said.replace(" ", "") == "{'to':'alan'}application/json2{'step':1}\n"
         consumer = spawn_consumer(there, keep, connection=connection)
         try:
             assert [received.get(timeout=60) for _ in range(2)] == [

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.interpreter import printed
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Run on a broker, in the integration tests.
 ELSEWHERE = {
-    "recipes.rst",
-    "beanstalk.rst",
-    "couchdb.rst",
-    "rabbitmq.rst",
-    "redis.rst",
-    "mongodb.rst",
-    "postgresql.rst",
-    "sqs.rst",
+    *("recipes.rst", "beanstalk.rst", "couchdb.rst", "rabbitmq.rst", "redis.rst", "mongodb.rst"),
+    *("postgresql.rst", "sqs.rst"),
 }
 TEXTS = [
     ROOT / "README.rst",
@@ -44,16 +38,7 @@ def test_the_code_blocks_run(path: Path, patched: bool) -> None:
         assert path.name not in ("README.rst", "guide.rst")
         return
     prefix = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", prefix + program],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        cwd=ROOT,
-        env={**os.environ, "GREENCONN_URL": "memory://"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    printed("-W", "error", "-c", prefix + program, env={"GREENCONN_URL": "memory://"})
 
 
 #: What RabbitMQ, SQLite, OpenSSL and gevent say of the messages that the page of troubles quotes.

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import greenconn
+from tests.interpreter import printed
 
 
 def run(program: str) -> str:
     """What *program* prints in an interpreter of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
-    ).stdout
+    return printed("-W", "error", "-c", program)
 
 
 def test_names_are_those_of_their_modules() -> None:

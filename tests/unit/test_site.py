@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+
+from tests.interpreter import printed
 
 pytestmark = [pytest.mark.programs, pytest.mark.full]
 
@@ -36,14 +36,7 @@ class Page(HTMLParser):
 def test_each_link_within_the_site_leads_somewhere(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     site = tmp_path / "site"
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(ROOT / "docs"), str(site)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    printed("-m", "sphinx", "-q", "-W", "-b", "html", f"{ROOT}/docs", str(site), timeout=600)
     for path in site.rglob("*.html"):
         # The theme puts one in a red box, and does not warn.
         assert 'class="contents' not in path.read_text(encoding="utf-8"), path.name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import time
 
 import gevent
@@ -14,6 +12,7 @@ from gevent.hub import get_hub
 from gevent.threadpool import ThreadPool
 
 from greenconn.green.supervisor import Ticker
+from tests.interpreter import printed
 
 
 class Ticks:
@@ -158,10 +157,7 @@ def test_it_keeps_no_process_alive() -> None:
         "gevent.get_hub().join()\n"
         "print('ended')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert done.stdout == "ended\n"
+    assert printed("-c", code, timeout=30) == "ended\n"
 
 
 def test_it_keeps_no_loop_running() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from greenconn.transport import TRANSPORT_ALIASES
+from tests.interpreter import printed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,16 +74,7 @@ print("all there")
 
 def run(program: str, *arguments: str) -> str:
     """Run a program and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return printed("-c", program, *arguments)
 
 
 @pytest.mark.programs
