@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.fix_beanstalk",
     "tests.fix_couchdb",
     "tests.fix_leaks",
+    "tests.fix_logs",
     "tests.fix_mongodb",
     "tests.fix_pauses",
     "tests.fix_peer",

@@ -1,4 +1,4 @@
-"""A log handler that waits, as one may that writes to the network."""
+"""Logs: a handler that waits, as one may that writes to the network, and silence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from gevent.event import Event
 
 
@@ -44,3 +45,13 @@ def waiting_log(name: str, text: str) -> Iterator[WaitingHandler]:
         handler.may_go_on.set()
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """The library says nothing: what goes wrong does so on purpose."""
+    logger = logging.getLogger("greenconn")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)

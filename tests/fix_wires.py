@@ -10,6 +10,7 @@ from time import monotonic
 
 import gevent
 import pytest
+from gevent.threadpool import ThreadPool
 
 
 def until(is_so: Callable[[], object], timeout: float = 60.0, what: str = "that") -> None:
@@ -121,3 +122,11 @@ def wire() -> Iterator[Wire]:
     wire = Wire()
     yield wire
     wire.close()
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPool]:
+    """A real thread, in a patched process too."""
+    pool = ThreadPool(1)
+    yield pool
+    pool.kill()

@@ -46,33 +46,29 @@ def server(redis_url: str) -> Iterator[Any]:
 Connect = Callable[..., Any]
 
 
-@pytest.fixture
-def ours(redis_url: str, server: Any) -> Iterator[Connect]:
-    """Opens connections of greenconn."""
+def opening(library: Any, url: str, **usual: Any) -> Iterator[Connect]:
+    """Opens connections of *library*, until the test ends."""
     opened: list[Any] = []
 
     def connect(**options: Any) -> Any:
-        opened.append(greenconn.Connection(redis_url, transport_options=options))
+        opened.append(library.Connection(url, transport_options={**usual, **options}))
         return opened[-1]
 
     yield connect
     for each in opened:
         each.close()
+
+
+@pytest.fixture
+def ours(redis_url: str, server: Any) -> Iterator[Connect]:
+    """Opens connections of greenconn."""
+    yield from opening(greenconn, redis_url)
 
 
 @pytest.fixture
 def theirs(redis_url: str, server: Any) -> Iterator[Connect]:
     """Opens connections of kombu."""
-    opened: list[Any] = []
-
-    def connect(**options: Any) -> Any:
-        options = {"visibility_timeout": VISIBILITY, **options}
-        opened.append(kombu.Connection(redis_url, transport_options=options))
-        return opened[-1]
-
-    yield connect
-    for each in opened:
-        each.close()
+    yield from opening(kombu, redis_url, visibility_timeout=VISIBILITY)
 
 
 def library(name: str, ours: Connect, theirs: Connect) -> tuple[Any, Connect]:

@@ -6,13 +6,14 @@ of transport names what it lacks, and why; tests that need that are skipped with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
 import pytest
 
+from greenconn.connection import Connection
 from tests.integration.contract import (
     Side,
     beanstalk_side,
@@ -376,3 +377,11 @@ HOOKED: Final[Mapping[str, Kind]] = {
         },
     ),
 }
+
+
+@pytest.fixture(name="connection")
+def connection_of_kind(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
+    """A connection to each kind in turn, for modules that import this fixture."""
+    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
+    with Connection(kind_url, transport_options=options) as connection:
+        yield connection

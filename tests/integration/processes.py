@@ -143,6 +143,14 @@ class Running:
                 text += char
         return text[:-1].decode()
 
+    def read_into(self, lines: list[str]) -> None:
+        """Append the lines that it prints, until it ends.  May switch."""
+        try:
+            while True:
+                lines.append(self.line())
+        except EOFError:
+            pass
+
     def end(self) -> None:
         """See that it has ended."""
         if self.process.poll() is None:

@@ -29,6 +29,7 @@ from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_interrupts import interruptions
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.receiving import consuming
 
 SOON = 30.0
 
@@ -216,8 +217,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 
 def consume(connection: Connection, name: str) -> None:
-    consumer = spawn_consumer(name, lambda body, message: None, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consuming(name, lambda body, message: None, connection=connection)
 
 
 def publish(connection: Connection, name: str) -> None:
@@ -298,10 +298,9 @@ def test_a_consumer_that_is_killed_while_it_starts_leaves_nothing_behind(
         until(lambda: not any(each.consumers.by_tag for each in list(link.channels.values())[1:]))
         assert watching.queue_declare(amqp_queue, passive=True).consumer_count == 0
         bodies: list[Any] = []
-        consumer = spawn_consumer(
+        consumer = consuming(
             amqp_queue, lambda body, message: bodies.append(body), connection=connection
         )
-        assert consumer.wait_ready(SOON)
         assert len(link.channels) == before + 1  # the channel serves the next one
         publish(connection, amqp_queue)
         until(lambda: bodies)

@@ -29,6 +29,7 @@ from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.amqp_clients import WAIT
 from tests.integration.recovering import SOON, lose
+from tests.receiving import consuming
 
 
 def exists(link: AmqpLink, queue: str) -> bool:
@@ -351,10 +352,7 @@ def test_a_consumer_begins_without_a_wait_for_each_declaration(
     done: list[Any] = []
     [queue] = queues_of(unique, 1)
     with Connection(amqp_url) as connection:
-        consumer = spawn_consumer(
-            queue, lambda body, message: done.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = consuming(queue, lambda body, message: done.append(body), connection=connection)
         assert most_sent.count == 3
         Producer(connection).publish("here", "0", exchange=queue.exchange)
         until(lambda: done)
@@ -369,10 +367,7 @@ def test_a_declaration_of_many_that_is_refused_is_named_and_harms_no_neighbour(
     absent = f"{unique}-absent"
     with Connection(amqp_url) as connection:
         [queue] = queues_of(unique, 1)
-        neighbour = spawn_consumer(
-            queue, lambda body, message: done.append(body), connection=connection
-        )
-        assert neighbour.wait_ready(SOON)
+        neighbour = consuming(queue, lambda body, message: done.append(body), connection=connection)
         failing = Queue(
             f"{unique}-f",
             bindings=[

@@ -11,19 +11,16 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker.port import Claimed, NoQueue, Settlement, SettleRequest
+from greenconn.broker.port import NoQueue, Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.connection import DeclarationRefused, JobTooBig, ServerRefuses
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_wires import until
 from tests.integration.beanstalk_clients import SOON, bodies, entry, raw_to, store_at, stores_at
+from tests.integration.couchdb_clients import done
 
 PLAIN = Declaration()
-
-
-def done(claimed: Claimed) -> SettleRequest:
-    return SettleRequest(claimed, Settlement.ACK)
 
 
 def test_queues_exist_by_declaration_or_by_use(beanstalk_url: str, unique: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from greenconn.identity import uuid
 from tests.integration.processes import Running, run, start
+from tests.integration.test_contrib_celery import EXPECTED as OF_CELERY
 
 pytest.importorskip("celery")
 
@@ -22,19 +22,7 @@ WORKER = (
     *("-c", "50", "-l", "error", "--without-mingle"),
 )
 
-EXPECTED: dict[str, Any] = {
-    "results": 5,
-    "many_greenlets": [100, 101],
-    "retries": 2,
-    "failures": "ValueError('wrong')",
-    "countdown": 2,
-    "chords": 20,
-    "late_acks": 7,
-    "ping_while_tasks_run": [[[{"ok": "pong"}]], True, [0, 1, 2, 3, 4]],
-    "revoking": "TaskRevokedError",
-    "priorities_and_serializers": [3, 3, 3],
-    "events": ["task-received", "task-succeeded"],
-}
+EXPECTED = {**OF_CELERY, "many_greenlets": [100, 101]}
 
 
 @pytest.fixture(scope="module", params=["amqp", "redis"])

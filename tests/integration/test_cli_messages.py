@@ -13,6 +13,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.message import Message
 from tests.integration.processes import Outcome, run
+from tests.receiving import taken
 
 pytestmark = pytest.mark.programs
 
@@ -36,14 +37,6 @@ def connection(url: str, unique: str) -> Iterator[Connection]:
 def command(*arguments: str, input: bytes = b"") -> Outcome:
     """Run a command to its end."""
     return run("-m", "greenconn", *arguments, input=input)
-
-
-def taken(connection: Connection, queue: str) -> list[Message]:
-    """Take all messages of a queue."""
-    channel, found = connection.default_channel, []
-    while (message := channel.basic_get(queue, no_ack=True)) is not None:
-        found.append(message)
-    return found
 
 
 def shown(message: Message) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from greenconn import Connection, Exchange, Queue
 from tests.fix_wires import until
 from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.contract import Side
-from tests.integration.processes import Running, start
+from tests.integration.processes import start
 
 SOON = 30.0
 LARGE = 256 * 1024
@@ -45,8 +45,7 @@ with greenconn.Connection(url, transport_options=json.loads(options)) as connect
 
 
 def test_large_body(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     text = "é" * (LARGE // 2)
     data = bytes(range(256)) * (LARGE // 256)
     side.send(channel, text, "", queue)
@@ -292,7 +291,7 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
     names = [f"{unique}-{kind}" for kind in ("own", "auto", "durable")]
     program = start("-c", SUBSCRIBER, kind_url, json.dumps(options), unique)
     lines: list[str] = []
-    reader = gevent.spawn(_read_into_end, program, lines)
+    reader = gevent.spawn(program.read_into, lines)
     try:
         until(lambda: lines == ["ready"], SOON)
         with connect() as connection:
@@ -336,14 +335,6 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
                 except connection.channel_errors:
                     pass  # it is the program's until its lease ends
             connection.default_channel.exchange_delete(f"{unique}-x")
-
-
-def _read_into_end(running: Running, lines: list[str]) -> None:
-    try:
-        while True:
-            lines.append(running.line().strip())
-    except EOFError:
-        pass
 
 
 #: Owns a queue alone, and is the only one who consumes from another.

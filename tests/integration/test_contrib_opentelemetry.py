@@ -10,6 +10,8 @@ from typing import Any
 import gevent
 import pytest
 
+from tests.receiving import consuming, delete
+
 pytest.importorskip("opentelemetry.sdk")
 
 from opentelemetry import baggage, context, trace
@@ -92,13 +94,6 @@ def telemetry() -> Iterator[Telemetry]:
     instrumentor.uninstrument()
     assert not GreenconnInstrumentor().is_instrumented
     assert trace.get_current_span() is trace.INVALID_SPAN
-
-
-def delete(connection: Connection, *names: str) -> None:
-    """Delete the queues of a test."""
-    with connection.channel() as channel:
-        for name in names:
-            channel.queue_delete(name)
 
 
 def test_a_trace_goes_through_handlers(
@@ -245,10 +240,7 @@ def test_messages_that_a_program_takes(
 
 
 def test_a_batch_has_links(connection: Connection, telemetry: Telemetry, unique: str) -> None:
-    consumer = greenconn.spawn_consumer(
-        unique, lambda bodies, messages: None, connection=connection, batch_size=5
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, lambda bodies, messages: None, connection=connection, batch_size=5)
     assert greenconn.publish_many(unique, range(5), connection=connection) == 5
     until(lambda: len(telemetry.of("settle")) == 5, SOON)
     assert consumer.stop(SOON)
@@ -267,14 +259,13 @@ def test_retries_and_dead_letters_stay_in_their_trace(
     def fail(body: Any, message: Any) -> None:
         raise LookupError("no such order")
 
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         unique,
         fail,
         connection=connection,
         retry=greenconn.Retry(tries=2, delay=1, hold="broker"),
         dead_letter=True,
     )
-    assert consumer.wait_ready(SOON)
     greenconn.publish(unique, {}, connection=connection)
     until(lambda: len(telemetry.of("settle")) == 2, SOON)
     assert consumer.stop(SOON)

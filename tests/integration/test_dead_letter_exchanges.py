@@ -15,7 +15,9 @@ from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
+from tests.integration.test_failed_messages import fail
 from tests.integration.test_worker_failures import got
+from tests.receiving import consuming
 
 SOON = 60.0
 
@@ -48,14 +50,9 @@ def letters(connection: Connection, unique: str) -> Queue:
     return queue
 
 
-def fail(body: Any, message: Any) -> None:
-    raise KeyError("no such article")
-
-
 def fail_one(connection: Connection, queue: str | Queue) -> None:
     """Publish a message for a handler that fails."""
-    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, fail, connection=connection)
     greenconn.publish(queue, "a body", connection=connection)
     until(lambda: consumer.stats()["rejected"] == 1, SOON)
     assert consumer.stop(SOON)
@@ -140,8 +137,7 @@ def test_message_whose_dead_letter_cannot_be_stored_stays(
         user.allow(f"^({unique}|amq\\.default)$")
         with connection.channel() as channel:
             channel.queue_declare(unique, durable=True, auto_delete=False)
-        consumer = greenconn.spawn_consumer(unique, fail, connection=user.connection, **options)
-        assert consumer.wait_ready(SOON)
+        consumer = consuming(unique, fail, connection=user.connection, **options)
         greenconn.publish(unique, "a body", connection=connection)
         text = f"cannot be stored in queue '{unique}.dead', and stays"
         until(lambda: text in caplog.text, SOON)

@@ -17,16 +17,9 @@ from greenconn.contrib.outbox import row_of
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import Unroutable
 from greenconn.transport import memory
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 
 SOON = 30.0
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 class Arrivals:

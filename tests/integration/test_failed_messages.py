@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,19 +16,16 @@ from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.options import Retry
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import (
+    Kind,
+    connection_of_kind,  # noqa: F401 - ``connection``
+)
 from tests.integration.test_worker_failures import got
+from tests.receiving import consuming
 
 SOON = 60.0
 TEXT = {"order": 17}
 REASON, ERROR = "x-greenconn-reason", "x-greenconn-error"
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 def fail(body: Any, message: Any) -> None:
@@ -102,10 +99,7 @@ def test_failed_message_is_kept(
         queue = Queue(unique, queue_arguments=arguments)
         with connection.channel() as channel:
             Queue(kept, exchange, "failed")(channel).declare()
-    consumer = greenconn.spawn_consumer(
-        queue, failure.handler, connection=connection, **failure.options
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, failure.handler, connection=connection, **failure.options)
     greenconn.publish(queue, failure.body, connection=connection, **failure.properties)
     letter = got(connection, kept)
     if isinstance(failure.body, bytes):
@@ -144,8 +138,7 @@ def test_message_of_a_killed_handler_comes_again(connection: Connection, unique:
         if len(handled) == 1:
             raise gevent.GreenletExit
 
-    consumer = greenconn.spawn_consumer(unique, die_first, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, die_first, connection=connection)
     greenconn.publish(unique, "twice", connection=connection)
     until(lambda: handled == ["twice", "twice"], SOON)
     until(lambda: consumer.stats()["handled"] == 1, SOON)
@@ -155,8 +148,7 @@ def test_message_of_a_killed_handler_comes_again(connection: Connection, unique:
 def test_queue_of_dead_letters_is_made_when_it_is_needed(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    consumer = greenconn.spawn_consumer(unique, fail, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, fail, connection=connection)
     with connection.channel() as channel, pytest.raises(connection.channel_errors):
         channel.queue_declare(f"{unique}.dead", passive=True)
     with caplog.at_level(logging.ERROR, "greenconn.worker"):
@@ -174,16 +166,14 @@ def test_exchange_that_leads_nowhere_loses_nothing(
     if broker_kind.title == "AMQP":
         pytest.skip("RabbitMQ drops what its dead-letter exchange drops")
     queue = Queue(unique, durable=True, queue_arguments={"x-dead-letter-exchange": "nowhere"})
-    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, fail, connection=connection)
     greenconn.publish(queue, TEXT, connection=connection)
     assert got(connection, f"{unique}.dead").payload == TEXT
     assert consumer.stop(SOON)
 
 
 def test_losing_a_message_is_asked_for(connection: Connection, unique: str) -> None:
-    consumer = greenconn.spawn_consumer(unique, fail, connection=connection, on_error="discard")
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, fail, connection=connection, on_error="discard")
     greenconn.publish(unique, TEXT, connection=connection)
     until(partial(has_given_up, consumer), SOON)
     assert consumer.stop(SOON)
@@ -219,13 +209,12 @@ def test_forms_of_dead_letter_mix(
 
     if not consumes_first:
         publish()
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         target(consumed),
         fail,
         connection=connection,
         dead_letter=True if consumed is None else None,
     )
-    assert consumer.wait_ready(SOON)
     if consumes_first:
         publish()
     kept = f"{unique}-own" if consumed == "own" else f"{unique}.dead"
@@ -242,8 +231,7 @@ def test_queue_of_dead_letters_may_have_arguments_of_its_own(
     with connection.clone() as other, other.channel() as channel:
         Queue(f"{unique}.dead", message_ttl=3600)(channel).declare()
     queue = Queue(unique, dead_letter=True)
-    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, fail, connection=connection)
     greenconn.publish(queue, TEXT, connection=connection)
     assert got(connection, f"{unique}.dead").payload == TEXT
     assert consumer.stop(SOON)

@@ -49,14 +49,6 @@ native_sleep = get_original("time", "sleep")
 # Another thread
 
 
-@pytest.fixture
-def thread() -> Iterator[ThreadPool]:
-    """A real thread, in a patched process too."""
-    pool = ThreadPool(1)
-    yield pool
-    pool.kill()
-
-
 @pytest.fixture(params=["amqp", "memory", "redis"])
 def url(request: pytest.FixtureRequest, unique: str) -> Iterator[str]:
     """The address of a broker of each kind."""

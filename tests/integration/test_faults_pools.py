@@ -20,6 +20,7 @@ from greenconn.messaging import Producer
 from greenconn.pools import ProducerPool
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.receiving import bodies_in
 
 pytestmark = pytest.mark.full
 
@@ -29,12 +30,7 @@ LIMIT = 10
 
 def counted(connection: Connection, queue: str) -> Counter[Any]:
     """Take all messages out of *queue*, and count them by body."""
-    channel = connection.channel()
-    found: Counter[Any] = Counter()
-    while (message := channel.basic_get(queue, no_ack=True)) is not None:
-        found[message.decode()] += 1
-    channel.close()
-    return found
+    return Counter(bodies_in(connection, queue))
 
 
 def check_is_whole(pool: Any, limit: int) -> None:

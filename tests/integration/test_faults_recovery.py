@@ -24,6 +24,7 @@ from greenconn.simple import SimpleQueue
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.integration.recovering import restart_app
 
 #: Seconds for what must come.
 SOON = 60.0
@@ -41,12 +42,6 @@ POLICY = {"max_retries": None, "interval_start": 0, "interval_step": 0.1, "inter
 def cut(broker: RabbitMQ) -> None:
     """All connections are closed by the broker, which stays."""
     broker.close_connections("by the test")
-
-
-def restart_app(broker: RabbitMQ) -> None:
-    """The broker is stopped in order and started again."""
-    broker.stop_app()
-    broker.start_app()
 
 
 def kill(broker: RabbitMQ) -> None:

@@ -14,6 +14,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.messaging import Producer
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.receiving import bodies_in
 
 SOON = 30.0
 PADDING = "x" * 50_000
@@ -44,12 +45,7 @@ def stall(publish: Callable[..., Any], queue: str) -> int:
 
 def numbers(connection: Connection, queue: str) -> list[int]:
     """Take all messages, in their order."""
-    channel = connection.channel()
-    found = []
-    while (message := channel.basic_get(queue, no_ack=True)) is not None:
-        found.append(message.decode()[0])
-    channel.close()
-    return found
+    return [body[0] for body in bodies_in(connection, queue)]
 
 
 @pytest.mark.parametrize("on_channel", [False, True], ids=["connection", "channel"])

@@ -7,7 +7,6 @@ header ends a consumer, blocks the hub, stops what is behind its message, or sen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +16,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.cli import main
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 from tests.integration.test_malformed_parts import put
 
 SOON = 30.0
@@ -41,13 +40,6 @@ VALUES: list[Any] = [
 #: Values that only JSON or only AMQP has.
 OF_JSON: list[Any] = [float("nan"), float("inf"), 10**300, "\ud800"]
 OF_AMQP: list[Any] = [b"\xff\xfe", datetime(2026, 1, 2)]
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 def forged(connection: Connection) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ Short, each switch is tried once; long, in each way and at each turn of the hub 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import gevent
@@ -35,17 +34,7 @@ MENDED = (
 
 GROUPS = list(dict.fromkeys(call.group for call in CALLS))
 
-pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """The library says nothing: what goes wrong does so on purpose."""
-    logger = logging.getLogger("greenconn")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    yield
-    logger.setLevel(before)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("quiet")]
 
 
 @pytest.fixture(

@@ -25,6 +25,7 @@ from greenconn.listeners import (
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.recovering import lose
+from tests.receiving import delete
 
 SOON = 90.0
 COUNT = 60
@@ -114,7 +115,7 @@ def test_publish_and_spawn_consumer(connection: Connection, ledger: Ledger, uniq
     assert ledger.counts["retry"] == ledger.counts["dead letter"] == 1
     assert [type(each) for each in ledger.errors if each is not None] == [LookupError] * 2
     assert ledger.urls == {connection.as_uri()}
-    purge(connection, unique, f"{unique}.dead")
+    delete(connection, unique, f"{unique}.dead")
 
 
 def test_a_program_as_kombu_has_it(connection: Connection, ledger: Ledger, unique: str) -> None:
@@ -140,7 +141,7 @@ def test_a_program_as_kombu_has_it(connection: Connection, ledger: Ledger, uniqu
         "reject": 1,
     }
     assert ledger.urls == {connection.as_uri()}
-    purge(connection, unique)
+    delete(connection, unique)
 
 
 def test_a_simple_queue(connection: Connection, ledger: Ledger, unique: str) -> None:
@@ -150,7 +151,7 @@ def test_a_simple_queue(connection: Connection, ledger: Ledger, unique: str) -> 
             queue.get(timeout=SOON).ack()
     assert not ledger.open
     assert ledger.counts == {"publish": 3, f"deliver {unique}": 3, "ack": 3}
-    purge(connection, unique)
+    delete(connection, unique)
 
 
 def test_killed_publishers_and_handlers_end_what_they_began(
@@ -173,7 +174,7 @@ def test_killed_publishers_and_handlers_end_what_they_began(
     assert not consumer.stop(0)
     until(lambda: not ledger.open, SOON)
     assert ledger.counts["requeue"] >= 5
-    purge(connection, unique)
+    delete(connection, unique)
 
 
 def test_a_lost_connection(relay: Relay, ledger: Ledger, unique: str) -> None:
@@ -185,14 +186,7 @@ def test_a_lost_connection(relay: Relay, ledger: Ledger, unique: str) -> None:
         lose(relay, connection)
         greenconn.publish(unique, 1, connection=connection)
         assert consumer.stop(SOON)
-        purge(connection, unique)
+        delete(connection, unique)
     until(lambda: len(ledger.lost) == len(ledger.lives), SOON)
     assert 2 in ledger.lives
     assert sum(each is not None for each in ledger.lost) == 1
-
-
-def purge(connection: Connection, *names: str) -> None:
-    """Delete the queues of a test."""
-    with connection.channel() as channel:
-        for name in names:
-            channel.queue_delete(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from struct import pack
 from typing import Any
 
@@ -19,7 +19,7 @@ from greenconn import Connection
 from greenconn.broker.port import Entry
 from greenconn.transport.amqp.message import Outgoing
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 from tests.integration.redis_clients import control
 
 SOON = 60.0
@@ -79,13 +79,6 @@ UNREADABLE: list[dict[str, Any]] = [
 ]
 #: Kinds of transports that store such an envelope.
 STORES = ["redis", "sqlite", "mongodb", "beanstalk", "couchdb", "sqs"]
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 def envelope_of(parts: dict[str, Any], number: int, encoding: str | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import gevent
 import pytest
@@ -18,6 +17,7 @@ from greenconn.simple import SimpleBuffer, SimpleQueue
 from greenconn.transport import memory
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
+from tests.receiving import Receiver, consumer_count
 from tests.unit.fake_channel import outcome
 
 Name = Callable[[str], str]
@@ -61,20 +61,6 @@ def cut_and_wait(broker: Broker, connection: Connection) -> None:
     broker.cut()
     assert back.wait(20.0)
     connection.session.on_recovered.remove(back.set)
-
-
-def consumer_count(connection: Connection, queue: str) -> int:
-    """How many consumers the broker knows for *queue*."""
-    with connection.channel() as channel:
-        return int(channel.queue_declare(queue, passive=True).consumer_count)
-
-
-class Receiver(list[Any]):
-    """Acknowledges messages and keeps their bodies."""
-
-    def __call__(self, body: Any, message: Any) -> None:
-        self.append(body)
-        message.ack()
 
 
 def test_a_program_that_rebuilds_itself_ends_with_one_consumer(

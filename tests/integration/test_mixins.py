@@ -21,6 +21,7 @@ from greenconn.messaging import Producer
 from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin, TokenBucket
 from greenconn.transport import memory
 from tests.fix_wires import until
+from tests.receiving import consumer_count
 
 SOON = 30.0
 
@@ -108,11 +109,6 @@ def running(worker: ConsumerMixin, **kwargs: Any) -> Iterator[Greenlet[..., Any]
 def send(connection: Connection, queue: str, *bodies: Any) -> None:
     for body in bodies:
         Producer(connection).publish(body, queue)
-
-
-def consumer_count(connection: Connection, queue: str) -> int:
-    with connection.channel() as channel:
-        return int(channel.queue_declare(queue, passive=True).consumer_count)
 
 
 @pytest.mark.parametrize("timeout", [None, SOON])

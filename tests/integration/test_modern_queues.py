@@ -16,6 +16,7 @@ from greenconn.exceptions import AMQPNotImplementedError, PreconditionFailed, Un
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
+from tests.receiving import consuming
 
 CAME = 30.0
 QUORUM = {"x-queue-type": "quorum"}
@@ -57,10 +58,7 @@ def publish(connection: Connection, name: str, body: Any, **options: Any) -> Non
 def received(connection: Connection, queue: Any, **options: Any) -> GreenQueue[Any]:
     """Where a consumer puts the messages of *queue*; it ends with its connection."""
     came: GreenQueue[Any] = GreenQueue()
-    consumer = spawn_consumer(
-        queue, lambda body, message: came.put(message), connection=connection, **options
-    )
-    assert consumer.wait_ready(CAME)
+    consuming(queue, lambda body, message: came.put(message), connection=connection, **options)
     return came
 
 
@@ -233,10 +231,9 @@ def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: st
     queue = Queue(unique, queue_arguments=QUORUM)
     with Connection(own_rabbitmq.url) as connection:
         handled: list[int] = []
-        consumer = spawn_consumer(
+        consumer = consuming(
             queue, lambda body, message: handled.append(body), connection=connection, concurrency=5
         )
-        assert consumer.wait_ready(CAME)
         for body in range(50):
             publish(connection, unique, body)
         own_rabbitmq.stop()

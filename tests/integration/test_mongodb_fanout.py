@@ -9,6 +9,7 @@ from greenconn import Connection, Exchange, Queue
 from tests.fix_mongodb import Database
 from tests.fix_wires import until
 from tests.integration.contract import SOON
+from tests.receiving import consuming
 
 
 def test_broadcast(mongodb_url: str, mongodb_database: Database) -> None:
@@ -20,8 +21,7 @@ def test_broadcast(mongodb_url: str, mongodb_database: Database) -> None:
             def handle(body: Any, message: Any, bodies: list[Any] = bodies) -> None:
                 bodies.append(body)
 
-            consumer = greenconn.spawn_consumer(Queue(name, news), handle, connection=connection)
-            assert consumer.wait_ready(SOON)
+            consuming(Queue(name, news), handle, connection=connection)
         greenconn.publish(news, "ours", connection=other)
         # As a program of kombu's does it.
         (ours,) = mongodb_database["messages.broadcast"].find({"queue": "news"})
@@ -44,8 +44,7 @@ def test_broadcast_that_is_rejected_comes_again(mongodb_url: str) -> None:
             message.ack()
 
     with Connection(mongodb_url) as connection:
-        consumer = greenconn.spawn_consumer(Queue("q", news), handle, connection=connection)
-        assert consumer.wait_ready(SOON)
+        consumer = consuming(Queue("q", news), handle, connection=connection)
         greenconn.publish(news, 1, connection=connection)
         until(lambda: seen == [False, True])
         assert consumer.stop(SOON)

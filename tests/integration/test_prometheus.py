@@ -16,9 +16,9 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.green.deadline import Deadline
 from greenconn.publishing import publish
-from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
 from tests.integration.gunicorn import ROOT, SOON, serving
+from tests.receiving import consuming
 
 prometheus_client = pytest.importorskip("prometheus_client")
 
@@ -56,10 +56,7 @@ def test_a_message_at_work_is_seen(
 
     with Connection(request.getfixturevalue(f"{broker}_url")) as connection:
         where = connection.as_uri()
-        consumer = spawn_consumer(
-            Queue(unique, expires=120), handle, connection=connection, name=unique
-        )
-        assert consumer.wait_ready(SOON)
+        consumer = consuming(Queue(unique, expires=120), handle, connection=connection, name=unique)
         publish(unique, 1, connection=connection)
         assert entered.wait(SOON)
         assert value("unacked", broker=where) == 1
@@ -88,8 +85,7 @@ def test_unconfirmed_publishes_and_bytes_that_wait_are_seen(
     with Connection(amqp_url) as connection:
         where = connection.as_uri()
         Queue(unique, expires=120)(connection.default_channel).declare()
-        consumer = spawn_consumer(unique, handle, connection=connection, no_ack=True)
-        assert consumer.wait_ready(SOON)
+        consumer = consuming(unique, handle, connection=connection, no_ack=True)
         channel = connection.channel()
         message = channel.prepare_message(b"x" * 1000)
         pending = [channel.begin_publish(message, "", unique) for _ in range(5)]

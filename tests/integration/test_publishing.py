@@ -31,6 +31,7 @@ from greenconn.exceptions import (
 from greenconn.transport import memory
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_interrupts import interruptions
+from tests.receiving import bodies_in
 
 WAIT = 30.0
 
@@ -60,16 +61,6 @@ def exchange(connection: Connection, unique: str) -> Iterator[str]:
     """The name of an exchange that does not exist; deleted after the test."""
     yield f"{unique}-x"
     connection.default_channel.exchange_delete(f"{unique}-x")
-
-
-def bodies_in(connection: Connection, queue: str) -> list[Any]:
-    """Take all messages of a queue."""
-    channel = connection.channel()
-    found = []
-    while (message := channel.basic_get(queue, no_ack=True)) is not None:
-        found.append(message.decode())
-    channel.close()
-    return found
 
 
 def publishing_link(connection: Connection) -> Any:

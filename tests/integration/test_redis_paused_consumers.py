@@ -16,6 +16,7 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
 from tests.integration.redis_clients import Control
+from tests.receiving import consuming
 
 #: Seconds; a busy machine holds a process up for shorter ones.
 LEASE = 2.0
@@ -85,8 +86,7 @@ def program(own_redis: RedisServer, at_server: Control) -> Iterator[Running]:
 def connection(own_redis: RedisServer, program: Running) -> Iterator[Connection]:
     """A connection of another process, which sees who is dead."""
     with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
-        consumer = greenconn.spawn_consumer("watch", print, connection=connection)
-        assert consumer.wait_ready(SOON)
+        consumer = consuming("watch", print, connection=connection)
         yield connection
         assert consumer.stop(SOON)
 
@@ -97,8 +97,7 @@ def test_consumers_are_registered_again(
     """Also those of queues that have ended meanwhile, which are declared anew."""
     (owner,) = consumers(at_server, "shared")
     with paused(program, at_server):
-        rival = greenconn.spawn_consumer("shared", print, connection=connection)
-        assert rival.wait_ready(SOON)
+        rival = consuming("shared", print, connection=connection)
         assert owner not in consumers(at_server, "shared")  # as who is dead
     until(lambda: len(consumers(at_server, "shared")) == 2)
     feed = connection.connection.feeds["shared"]
@@ -120,10 +119,7 @@ def test_who_consumed_alone_lets_its_successor_be_alone(
 ) -> None:
     (owner,) = consumers(at_server, "alone")
     with paused(program, at_server):
-        successor = greenconn.spawn_consumer(
-            Queue("alone"), print, connection=connection, exclusive=True
-        )
-        assert successor.wait_ready(SOON)
+        successor = consuming(Queue("alone"), print, connection=connection, exclusive=True)
     line_with(program, "queue 'alone' in vhost '0' in exclusive use")
     assert owner not in consumers(at_server, "alone")
     assert successor.stop(SOON)

@@ -311,14 +311,14 @@ def test_channel_has_what_monitoring_reads(connect: Connect, unique: str) -> Non
     assert [channel.client.llen(each) for each in lists] == [2, 1]
 
 
-def test_database_zero_is_not_selected(own_redis: RedisServer) -> None:
+def test_database_zero_is_not_selected(own_redis: RedisServer, unique: str) -> None:
     with Connection(own_redis.url) as watcher:
         before = commands_of(watcher, "select")
         with Connection(own_redis.url_of(0)) as connection:
-            connection.default_channel.queue_declare("q")
+            connection.default_channel.queue_declare(unique)
         assert commands_of(watcher, "select") == before
         with Connection(own_redis.url_of(1)) as connection:
-            connection.default_channel.queue_declare("q")
+            connection.default_channel.queue_declare(unique)
         assert commands_of(watcher, "select") == before + 1
 
 

@@ -27,6 +27,7 @@ from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.recovering import SOON, consumers_of, lose, settled
+from tests.receiving import bodies_in
 
 
 @pytest.fixture
@@ -50,15 +51,6 @@ def cut(relay: Relay, connection: Connection) -> None:
     """Lose a connection that nothing brings back by itself."""
     relay.cut()
     until(lambda: not connection.connected)
-
-
-def bodies(connection: Connection, queue: str) -> list[Any]:
-    """Take all messages out of a queue."""
-    found = []
-    with connection.channel() as channel:
-        while (message := channel.basic_get(queue, no_ack=True)) is not None:
-            found.append(message.decode())
-    return found
 
 
 # Many
@@ -248,9 +240,9 @@ def test_transactions_come_back(
     assert now is not channel
     now.tx_rollback()
     producer.publish("committed", unique)
-    assert bodies(other, unique) == []
+    assert bodies_in(other, unique) == []
     now.tx_commit()
-    assert bodies(other, unique) == ["committed"]
+    assert bodies_in(other, unique) == ["committed"]
 
 
 # Publishing meanwhile
@@ -281,4 +273,4 @@ def test_publishing_without_retries_raises_or_is_done(
             relay.cut()
         gevent.joinall(workers, timeout=SOON, raise_error=True)
         assert 1 <= len(errors) <= 60  # each cut costs a greenlet one publish at most
-        assert taken <= set(bodies(other, unique))
+        assert taken <= set(bodies_in(other, unique))

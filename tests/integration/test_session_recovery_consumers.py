@@ -21,6 +21,9 @@ from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.recovering import SOON, Recoveries, consumers_of, exists, lose, send, settled
+from tests.receiving import Receiver, consuming
+
+Errors = list[BaseException]
 
 
 @pytest.fixture
@@ -40,9 +43,9 @@ def other(amqp_url: str, unique: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def draining(connection: Connection) -> Iterator[list[BaseException]]:
+def errors(connection: Connection) -> Iterator[Errors]:
     """Somebody drains the connection; the errors that this raised."""
-    errors: list[BaseException] = []
+    errors: Errors = []
 
     def drain() -> None:
         while True:
@@ -56,14 +59,6 @@ def draining(connection: Connection) -> Iterator[list[BaseException]]:
     greenlet.kill()
 
 
-class Receiver(list[Any]):
-    """Acknowledges messages and keeps their bodies."""
-
-    def __call__(self, body: Any, message: Any) -> None:
-        self.append(body)
-        message.ack()
-
-
 def left(connection: Connection, queue: str) -> int:
     with connection.channel() as channel:
         return int(channel.queue_declare(queue, passive=True).message_count)
@@ -74,12 +69,7 @@ def left(connection: Connection, queue: str) -> int:
 
 @pytest.mark.full
 def test_one_consumer_after_each_of_many_losses(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-    long: bool,
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors, long: bool
 ) -> None:
     got = Receiver()
     consumer = Consumer(connection, Queue(unique), callbacks=[got])
@@ -93,16 +83,11 @@ def test_one_consumer_after_each_of_many_losses(
         until(lambda number=number: number in got)  # type: ignore[misc]
     assert consumer._active_tags == tags
     assert relay.accepted == 1 + rounds
-    assert len(draining) == rounds  # each loss was told once
+    assert len(errors) == rounds  # each loss was told once
 
 
 def test_many_consumers_of_one_queue(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-    long: bool,
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors, long: bool
 ) -> None:
     number = 1024 if long else 200
     got: Counter[int] = Counter()
@@ -184,11 +169,7 @@ def test_cancelled_while_the_broker_is_away(
 
 
 def test_started_while_the_broker_is_away(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors
 ) -> None:
     first = Consumer(connection, Queue(f"{unique}-2", auto_delete=True))
     first.consume()
@@ -234,12 +215,7 @@ def test_options_of_consumers_come_back(
 
 @pytest.mark.parametrize("asked", ["prefetch_count", "qos", "global"])
 def test_the_prefetch_comes_back(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-    asked: str,
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors, asked: str
 ) -> None:
     got: list[Any] = []
     consumer = Consumer(
@@ -267,11 +243,7 @@ def test_the_prefetch_comes_back(
 
 
 def test_acks_of_a_former_life_are_dropped(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors
 ) -> None:
     """The delivery tags of both lives are the same numbers."""
     got: list[Any] = []
@@ -290,7 +262,7 @@ def test_acks_of_a_former_life_are_dropped(
     # They are all still unanswered: a round trip on the same channel, then the end of it.
     consumer.channel.basic_qos(0, 0, False)
     assert len(got) == 8
-    assert not draining[1:]
+    assert not errors[1:]
     new[1].ack()
     consumer.cancel()
     connection.close()
@@ -345,11 +317,7 @@ def test_what_nobody_has_taken_comes_once(
 
 
 def test_messages_that_need_no_ack(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors
 ) -> None:
     got: list[Any] = []
     consumer = Consumer(connection, Queue(unique), on_message=got.append, no_ack=True)
@@ -373,10 +341,9 @@ def test_an_exclusive_consumer_whose_place_is_still_taken(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
     got: list[Any] = []
-    consumer = spawn_consumer(
+    consumer = consuming(
         unique, lambda body, message: got.append(body), connection=connection, exclusive=True
     )
-    assert consumer.wait_ready(SOON)
     taker = other.clone()
 
     def take() -> None:
@@ -403,7 +370,7 @@ def test_a_consumer_that_is_refused(
     connection: Connection,
     other: Connection,
     unique: str,
-    draining: list[BaseException],
+    errors: Errors,
     why: str,
     place: str,
 ) -> None:
@@ -427,11 +394,11 @@ def test_a_consumer_that_is_refused(
     send(other, f"{unique}-2", "fine")
     until(lambda: got == ["fine"])
     kind = NotFound if why == "deleted" else PreconditionFailed
-    until(lambda: any(isinstance(exc, kind) for exc in draining))
+    until(lambda: any(isinstance(exc, kind) for exc in errors))
     # A second loss: it is no member any more.
     lose(relay, connection)
     settled(other, f"{unique}-2")
-    assert [isinstance(exc, kind) for exc in draining].count(True) == 1
+    assert [isinstance(exc, kind) for exc in errors].count(True) == 1
     # When the reason is gone it may be started again.
     with other.channel() as channel:
         channel.queue_delete(unique)
@@ -447,12 +414,7 @@ def test_a_consumer_that_is_refused(
 
 
 def test_a_queue_that_deletes_itself_while_it_is_restored(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-    long: bool,
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors, long: bool
 ) -> None:
     """The broker buries the old connection while the new one declares: nobody hears of it."""
     got = Receiver()
@@ -468,7 +430,7 @@ def test_a_queue_that_deletes_itself_while_it_is_restored(
         assert consumers_of(other, name) == 1
         send(other, name, name, exchange=unique)
     until(lambda: sorted(got) == sorted(names))
-    assert len(draining) == rounds
+    assert len(errors) == rounds
 
 
 def test_a_queue_that_deletes_itself_and_has_others(
@@ -489,11 +451,7 @@ def test_a_queue_that_deletes_itself_and_has_others(
 
 @pytest.mark.full
 def test_entities_that_delete_themselves_one_after_the_other(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors
 ) -> None:
     """With the consumer goes its queue, with that its exchange: all come back, with the binding."""
     got = Receiver()
@@ -545,18 +503,14 @@ def test_a_deleted_queue_is_reported_once_and_may_be_consumed_from_again(
 
 
 def test_a_consumer_cancelled_by_the_broker_comes_back_after_a_loss(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors
 ) -> None:
     """It was never told to end, so it is wanted."""
     got = Receiver()
     consumer = Consumer(connection, Queue(unique), callbacks=[got])
     consumer.consume()
     other.default_channel.queue_delete(unique)
-    until(lambda: [type(exc) for exc in draining] == [ConsumerCancelled])
+    until(lambda: [type(exc) for exc in errors] == [ConsumerCancelled])
     lose(relay, connection)
     settled(other, unique)
     send(other, unique, "again")
@@ -575,8 +529,7 @@ def test_what_came_from_a_queue_that_was_deleted_is_handled(
         got.append(body)
         assert go_on.wait(SOON)
 
-    consumer = spawn_consumer(unique, handle, concurrency=1, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, handle, concurrency=1, connection=connection)
     send(other, unique, 1, 2, 3)
     until(lambda: consumer.stats()["received"] == 3)
     other.default_channel.queue_delete(unique)
@@ -599,10 +552,7 @@ def test_a_deleted_queue_that_must_not_be_declared_ends_its_consumer(
     connection: Connection, other: Connection, unique: str
 ) -> None:
     other.default_channel.queue_declare(unique, durable=True, auto_delete=False)
-    consumer = spawn_consumer(
-        unique, lambda body, message: None, connection=connection, passive=True
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, lambda body, message: None, connection=connection, passive=True)
     other.default_channel.queue_delete(unique)
     with pytest.raises((NotFound, ConsumerCancelled)):
         consumer.get(timeout=SOON)
@@ -615,8 +565,7 @@ def test_a_queue_that_is_deleted_for_ever_makes_nobody_spin(
     """Somebody deletes it whenever it is there."""
     declared = 0
     is_over = Event()
-    consumer = spawn_consumer(unique, lambda body, message: None, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, lambda body, message: None, connection=connection)
 
     def delete() -> None:
         nonlocal declared
@@ -640,12 +589,7 @@ def test_a_queue_that_is_deleted_for_ever_makes_nobody_spin(
 
 @pytest.mark.full
 def test_lost_again_while_it_is_restored(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-    long: bool,
+    relay: Relay, connection: Connection, other: Connection, unique: str, errors: Errors, long: bool
 ) -> None:
     """The link ends after each number of bytes that the broker is told in restoring."""
     got = Receiver()

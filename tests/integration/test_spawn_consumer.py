@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import subprocess
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +29,8 @@ from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, st
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_leaks import native_threads, open_sockets
 from tests.fix_wires import until
+from tests.interpreter import printed
+from tests.receiving import consuming
 
 CAME = 20.0
 
@@ -149,8 +149,7 @@ def test_a_name_is_looked_up_before_it_is_declared(
 
 def test_refusals(connection: Connection, broker: Broker, unique: str) -> None:
     q = broker.queue(unique, **{"x-max-length": 7})
-    neighbour = spawn_consumer(q, print, connection=connection)
-    assert neighbour.wait_ready(CAME)
+    neighbour = consuming(q, print, connection=connection)
     absent = spawn_consumer(f"{unique}-absent", print, connection=connection, passive=True)
     other = spawn_consumer(Queue(q, max_length=8), print, connection=connection)
     with pytest.raises(NotFound):
@@ -458,14 +457,7 @@ def memory_of_consumers(url: str, prefix: str, number: int) -> float:
             assert all(each.wait_ready(30) for each in made)
             print((resident() - before) / number)
         """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), url, prefix, str(number)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=True,
-    )
-    return float(done.stdout)
+    return float(printed("-c", textwrap.dedent(program), url, prefix, str(number)))
 
 
 @pytest.mark.full
@@ -495,8 +487,7 @@ def test_a_flood_without_acks_is_bounded(amqp_url: str, unique: str, long: bool)
     with Connection(amqp_url) as connection:
         gc.collect()
         before = resident()
-        consumer = spawn_consumer(q, handler, connection=connection, no_ack=True)
-        assert consumer.wait_ready(CAME)
+        consumer = consuming(q, handler, connection=connection, no_ack=True)
         for _ in range(number // 1000):
             publish_many(q, [body] * 1000, connection=broker.connection, delivery_mode=1)
         # It pauses above 64 MiB, headers and what Python takes for a message included.

@@ -90,7 +90,7 @@ def test_consumer_of_another_process_is_woken(url: str, programs: list[Running])
         greenconn.publish("q", "made", connection=connection, declare=True)
         consumers = [consumer_of(url, programs), consumer_of(url, programs)]
         got: list[str] = []
-        readers = [gevent.spawn(_read_into_end, each, got) for each in consumers]
+        readers = [gevent.spawn(each.read_into, got) for each in consumers]
         for number in range(20):
             # In less than the ten minutes until a look.
             until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
@@ -98,14 +98,6 @@ def test_consumer_of_another_process_is_woken(url: str, programs: list[Running])
         until(lambda: len(got) == 21)
         gevent.killall(readers)
         assert got == ["made", *map(str, range(20))]
-
-
-def _read_into_end(running: Running, lines: list[str]) -> None:
-    try:
-        while True:
-            lines.append(running.line())
-    except EOFError:
-        pass
 
 
 def test_idle_consumers_touch_nothing(
@@ -166,7 +158,7 @@ def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: 
         queue.declare()
         targets = [consumer_of(url, programs, 0.05) for _ in range(3)]
         handled: list[str] = []
-        readers = [gevent.spawn(_read_into_end, each, handled) for each in targets]
+        readers = [gevent.spawn(each.read_into, handled) for each in targets]
         for number in range(count):
             greenconn.publish("q", number, connection=connection, declare=True)
             if number % (count // 3) == count // 6:
@@ -205,7 +197,7 @@ def test_killed_publisher_loses_nothing_confirmed(
             publisher = start("-c", PUBLISHER, url)
             programs.append(publisher)
             lines: list[str] = []
-            reader = gevent.spawn(_read_into_end, publisher, lines)
+            reader = gevent.spawn(publisher.read_into, lines)
             until(lambda lines=lines: len(lines) > 300)  # type: ignore[misc]
             publisher.signal(signal.SIGKILL)
             reader.join(SOON)

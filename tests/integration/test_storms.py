@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -39,16 +37,6 @@ pytestmark = [
     # The most that a workload on a broken line produces, which would bury what is looked for.
     pytest.mark.usefixtures("quiet"),
 ]
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """The library says nothing: what goes wrong does so on purpose."""
-    logger = logging.getLogger("greenconn")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    yield
-    logger.setLevel(before)
 
 
 def outcome_of(broker: str, plan: Plan) -> Outcome:

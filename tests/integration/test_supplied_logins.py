@@ -23,6 +23,7 @@ from tests.brokers.redis_server import RedisServer
 from tests.fix_leaks import HubErrors
 from tests.fix_tls import CERTS, TlsFront
 from tests.fix_wires import until
+from tests.receiving import consuming
 
 CAME = 60.0
 
@@ -174,8 +175,7 @@ def test_an_error_of_on_declared_does_not_end_a_consumer_that_ran(
 
     queue, handled = Queue(unique, on_declared=on_declared), Handled()
     with broker.connection(password="one") as connection:
-        consumer = greenconn.spawn_consumer(queue, handled, connection=connection)
-        assert consumer.wait_ready(CAME)
+        consumer = consuming(queue, handled, connection=connection)
         errors += [KeyError("size"), gevent.Timeout(CAME), KeyError("size")]
         broker.close_connections()
         until(lambda: not errors)
@@ -190,8 +190,7 @@ def test_a_login_that_is_none_during_a_reconnect_is_asked_for_again(
 ) -> None:
     login, handled = Login(), Handled()
     with login.connection(broker, way) as connection:
-        consumer = greenconn.spawn_consumer(unique, handled, connection=connection)
-        assert consumer.wait_ready(CAME)
+        consumer = consuming(unique, handled, connection=connection)
         login.failures = [None]
         broker.close_connections()
         until(lambda: not login.failures)
@@ -237,8 +236,7 @@ def test_a_certificate_file_that_is_half_written_is_read_again(
     broker.place = f"localhost:{port}{parts.path}"
     broker.scheme += "s"
     with broker.connection(password="one", ssl={"ca_certs": str(file)}) as connection:
-        consumer = greenconn.spawn_consumer(unique, handled, connection=connection)
-        assert consumer.wait_ready(CAME)
+        consumer = consuming(unique, handled, connection=connection)
         file.write_bytes(whole[: len(whole) // 2])
         broker.close_connections()
         until(lambda: "ca_certs" in (consumer.lifecycle.failure or ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from time import monotonic
 from typing import Any
@@ -19,20 +19,14 @@ from greenconn.message import Message
 from greenconn.options import Retry
 from greenconn.worker.handling import FIRST_PAUSE
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 from tests.integration.test_worker_failures import got
+from tests.receiving import consuming
 
 SOON = 60.0
 TEXT = "x-greenconn-error-text"
 #: Handlings of a message that comes back.
 TIMES = 6
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 class WithoutTextError(Exception):
@@ -76,8 +70,7 @@ def test_a_dead_letter_has_the_text_of_any_error(
         calls.append(body)
         raise error()
 
-    consumer = greenconn.spawn_consumer(unique, fail, connection=connection, **options)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, fail, connection=connection, **options)
     greenconn.publish(unique, "kept", connection=connection)
     letter = got(connection, f"{unique}.dead")
     assert letter.payload == "kept"
@@ -152,8 +145,7 @@ def test_a_message_that_comes_back_at_once_waits(
         if len(times) < TIMES:
             handler(body, message)
 
-    consumer = greenconn.spawn_consumer(unique, handle, connection=connection, **options)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, handle, connection=connection, **options)
     greenconn.publish(unique, "again", connection=connection)
     until(lambda: consumer.stats()["handled"] >= 1 and len(times) == TIMES, SOON)
     pauses = [later - earlier for earlier, later in pairwise(times)]
@@ -170,10 +162,9 @@ def test_a_dead_letter_that_cannot_be_stored_waits(connection: Connection, uniqu
         raise ValueError
 
     elsewhere = Queue(unique)
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         elsewhere, fail, connection=connection, dead_letter="d" * 300, batch_size=1
     )
-    assert consumer.wait_ready(SOON)
     greenconn.publish(elsewhere, "kept", connection=connection)
     until(lambda: consumer.stats()["retried"] == 1, SOON)
     assert consumer.stats()["requeued"] == 0
@@ -194,8 +185,7 @@ def test_a_message_that_its_dead_letter_exchange_brings_back_waits(
 
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": unique}
     queue = Queue(unique, queue_arguments=arguments)
-    consumer = greenconn.spawn_consumer(queue, reject, connection=connection, on_error="reject")
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, reject, connection=connection, on_error="reject")
     greenconn.publish(queue, "again", connection=connection)
     until(lambda: len(times) == TIMES, SOON)
     pauses = [later - earlier for earlier, later in pairwise(times)]

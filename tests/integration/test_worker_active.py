@@ -21,6 +21,7 @@ from greenconn.worker import spawn_consumer
 from greenconn.worker.subscriptions import Subscription, token_queue
 from tests.fix_wires import until
 from tests.integration.processes import start
+from tests.integration.test_streams import fill
 
 CAME = 30.0
 
@@ -39,12 +40,6 @@ def stream(connection: Connection, unique: str) -> Iterator[Queue]:
     fill(connection, unique, range(10))
     yield queue
     connection.default_channel.queue_delete(unique)
-
-
-def fill(connection: Connection, name: str, bodies: range) -> None:
-    producer = connection.Producer()
-    for body in bodies:
-        producer.publish(body, routing_key=name)
 
 
 class Program:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -19,17 +18,11 @@ from greenconn.exceptions import MessageStateError
 from greenconn.message import Message
 from greenconn.options import Retry
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 from tests.integration.processes import start
+from tests.receiving import consuming
 
 SOON = 60.0
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 def test_a_retry_with_the_defaults_takes_no_place(connection: Connection, unique: str) -> None:
@@ -43,10 +36,9 @@ def test_a_retry_with_the_defaults_takes_no_place(connection: Connection, unique
             raise OSError("try me again")
         handled.put(body)
 
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         unique, handle, connection=connection, prefetch_count=1, retry=greenconn.Retry()
     )
-    assert consumer.wait_ready(SOON)
     greenconn.publish_many(unique, ["bad", "good"], connection=connection)
     assert [handled.get(timeout=SOON) for _ in range(2)] == ["good", "bad"]
     assert consumer.stop(SOON)
@@ -63,8 +55,7 @@ def test_the_log_of_a_retry_has_the_delay_that_the_broker_keeps(
             raise OSError("try me again")
 
     retry = Retry(tries=2, delay=0.6, jitter=False, hold="broker")
-    consumer = greenconn.spawn_consumer(unique, fail_once, connection=connection, retry=retry)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, fail_once, connection=connection, retry=retry)
     with caplog.at_level("WARNING", "greenconn.worker"):
         greenconn.publish(unique, "once", connection=connection)
         until(lambda: len(tries) == 2, SOON)
@@ -85,14 +76,13 @@ def test_waiting_retries_stall_nothing(connection: Connection, unique: str) -> N
                 raise OSError("try me again")
         handled.put(body)
 
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         unique,
         handle,
         connection=connection,
         prefetch_count=10,
         retry=Retry(tries=2, delay=30.0, jitter=False, hold="broker"),
     )
-    assert consumer.wait_ready(SOON)
     began = monotonic()
     greenconn.publish_many(unique, list(range(20)), connection=connection)
     assert {handled.get(timeout=SOON) for _ in range(10)} == set(range(10, 20))
@@ -121,13 +111,12 @@ def test_retry_keeps_what_the_message_had(connection: Connection, unique: str) -
         if message.headers.get("x-greenconn-attempts", 0) < 2:
             raise OSError("try me again")
 
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         Queue(unique, exchange, "user.#"),
         handle,
         connection=connection,
         retry=Retry(tries=3, delay=1.0, backoff=1.0, jitter=False),
     )
-    assert consumer.wait_ready(SOON)
     greenconn.publish(
         exchange,
         {"n": "ü" * 100},
@@ -156,10 +145,9 @@ def test_failed_message_becomes_a_dead_letter(connection: Connection, unique: st
     def handle(body: Any, message: Any) -> None:
         raise KeyError("no such article")
 
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         unique, handle, connection=connection, dead_letter=True, retry=Retry(tries=2, delay=0.01)
     )
-    assert consumer.wait_ready(SOON)
     greenconn.publish(
         unique, {"article": 17}, connection=connection, headers={"a": 1}, message_id="m-1"
     )
@@ -199,8 +187,7 @@ def test_body_that_does_not_fit_becomes_a_dead_letter(connection: Connection, un
     def handle(order: Order, message: Message) -> None:
         handled.put(order)
 
-    consumer = greenconn.spawn_consumer(unique, handle, connection=connection, dead_letter=True)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, handle, connection=connection, dead_letter=True)
     bad = {"id": 17, "items": [{"price": "much"}]}
     order = Order(18, [Item(1.5)])
     assert greenconn.publish_many(unique, [bad, order], connection=connection) == 2

@@ -19,14 +19,7 @@ from greenconn.publishing.publisher import OutgoingMessage, PublishOptions
 from greenconn.transport import memory
 from greenconn.worker.failures import count_of, look, move, resent
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,16 +15,10 @@ from greenconn.cli import main
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from tests.fix_wires import until
-from tests.integration.capabilities import Kind
+from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
+from tests.receiving import consuming
 
 SOON = 60.0
-
-
-@pytest.fixture
-def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
-    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
-    with Connection(kind_url, transport_options=options) as connection:
-        yield connection
 
 
 def fill(connection: Connection, queue: Any, count: int = 4) -> None:
@@ -34,8 +27,7 @@ def fill(connection: Connection, queue: Any, count: int = 4) -> None:
     def fail(body: int, message: Any) -> None:
         raise (KeyError if body % 2 else ValueError)(f"no {body}")
 
-    consumer = greenconn.spawn_consumer(queue, fail, connection=connection, dead_letter=True)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, fail, connection=connection, dead_letter=True)
     greenconn.publish_many(queue, list(range(count)), connection=connection)
     until(lambda: consumer.stats()["rejected"] == count)
     assert consumer.stop(SOON)
@@ -60,10 +52,9 @@ def test_dead_letters_are_seen_replayed_and_purged(connection: Connection, uniqu
     assert len(dead.look(1)) == 1
 
     got: GreenQueue[Any] = GreenQueue()
-    consumer = greenconn.spawn_consumer(
+    consumer = consuming(
         unique, lambda body, message: got.put((body, message)), connection=connection
     )
-    assert consumer.wait_ready(SOON)
     until(lambda: dead.count() == 4)
     assert dead.replay(lambda each: each.error == "builtins.KeyError") == 2
     found = [got.get(timeout=SOON) for _ in range(2)]
@@ -89,10 +80,7 @@ def test_first_failure_of_a_retry_held_in_the_process(connection: Connection, un
         raise KeyError("no")
 
     retry = greenconn.Retry(tries=3, delay=0.05, hold="process")
-    consumer = greenconn.spawn_consumer(
-        unique, fail, connection=connection, dead_letter=True, retry=retry
-    )
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, fail, connection=connection, dead_letter=True, retry=retry)
     greenconn.publish(unique, "x", connection=connection)
     until(lambda: consumer.stats()["rejected"] == 1)
     assert consumer.stop(SOON)

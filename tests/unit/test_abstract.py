@@ -21,11 +21,6 @@ class Thing(MaybeChannelBound):
     part: Any
 
 
-@pytest.fixture
-def client() -> FakeClient:
-    return FakeClient()
-
-
 def test_binding_makes_a_copy(client: FakeClient) -> None:
     thing, channel = Thing(name="n"), client.channel()
     bound = thing(channel)

@@ -24,11 +24,7 @@ from greenconn.encoding import (
     set_default_encoding_file,
     str_to_bytes,
 )
-
-
-class Unwilling:
-    def __repr__(self) -> str:
-        raise KeyError("no")
+from tests.unit.test_log import Unwilling
 
 
 class Half(Unwilling):

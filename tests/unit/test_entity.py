@@ -14,17 +14,6 @@ from greenconn.entity import Exchange, Queue, binding, maybe_declare
 from greenconn.exceptions import ContentDisallowed, PreconditionFailed, RecoverableConnectionError
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
 
-
-@pytest.fixture
-def client() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture
-def channel(client: FakeClient) -> FakeChannel:
-    return client.channel()
-
-
 # Exchanges
 
 

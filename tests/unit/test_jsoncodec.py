@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,6 +29,7 @@ from greenconn.jsoncodec import (
     object_hook,
     register_type,
 )
+from tests.unit.test_fields import Size
 
 TYPED = [
     (datetime(2024, 5, 17, 12, 30, 1, 5), "datetime", "2024-05-17T12:30:01.000005"),
@@ -89,10 +89,6 @@ def test_typed_values(value: Any, marker: str, encoded: Any) -> None:
     (back,) = loads(text)["v"]
     assert back == value
     assert type(back) is type(value)
-
-
-class Size(Enum):
-    SMALL = "s"
 
 
 class Pair(NamedTuple):

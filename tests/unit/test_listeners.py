@@ -62,12 +62,6 @@ def recorder() -> Iterator[Recorder]:
     greenconn.remove_listener(recorder)
 
 
-@pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as broker:
-        yield broker
-
-
 def test_nothing_is_prepared_for_what_nobody_overrides() -> None:
     class Connects(Listener):
         def on_connect(self, event: ConnectEvent) -> None:

@@ -28,6 +28,7 @@ from greenconn.resource import ConnectionPool
 from greenconn.transport import memory
 from tests.fix_interrupts import Signal, signals
 from tests.scripted import PlainTransport
+from tests.unit.green.test_pool import settle
 
 URL = "memory://me:secret@localhost/pools"
 
@@ -46,12 +47,6 @@ def connection() -> Iterator[Connection]:
     """What the pools are made for."""
     with Connection(URL) as connection:
         yield connection
-
-
-def settle() -> None:
-    """Let those who close end."""
-    for _ in range(3):
-        yield_to_hub()
 
 
 # Pools of connections
@@ -635,14 +630,6 @@ def test_the_global_limit(connection: Connection) -> None:
     assert pool.stats()["limit"] is None
     with pytest.raises(TypeError):
         pools.set_limit(True)
-
-
-@pytest.fixture
-def thread() -> Iterator[ThreadPool]:
-    """A real thread, in a patched process too."""
-    pool = ThreadPool(1)
-    yield pool
-    pool.kill()
 
 
 def test_each_thread_has_its_own_pools(connection: Connection, thread: ThreadPool) -> None:

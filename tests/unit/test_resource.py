@@ -6,7 +6,6 @@ import copy
 import gc
 import os
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
-from gevent.threadpool import ThreadPool
 
 from greenconn.caching import lazy
 from greenconn.exceptions import LimitExceeded, OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.resource import Resource
+from tests.interpreter import printed
+from tests.unit.green.test_pool import settle
 
 
 class Box:
@@ -99,12 +99,6 @@ class Boxes(Resource):
 def pool() -> Boxes:
     """Two boxes at most."""
     return Boxes(2)
-
-
-def settle() -> None:
-    """Let those who close end."""
-    for _ in range(3):
-        yield_to_hub()
 
 
 # Facades
@@ -389,14 +383,6 @@ def test_the_log_reports_where_a_lost_one_was_acquired(caplog: pytest.LogCapture
 # One hub, and forks
 
 
-@pytest.fixture
-def thread() -> Iterator[ThreadPool]:
-    """A real thread, in a patched process too."""
-    pool = ThreadPool(1)
-    yield pool
-    pool.kill()
-
-
 def test_a_child_begins_anew() -> None:
     program = textwrap.dedent(
         """
@@ -424,15 +410,8 @@ def test_a_child_begins_anew() -> None:
         assert waiting.get(timeout=30).number == 1
         """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "<box 1> cannot be used any more: it was acquired before a fork\n"
+    said = printed("-c", program, env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert said == "<box 1> cannot be used any more: it was acquired before a fork\n"
 
 
 @pytest.mark.parametrize("delay", range(6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from queue import Empty
 from time import monotonic
@@ -123,12 +123,6 @@ def test_values() -> None:
     watchdog = Watchdog(TWO)
     assert watchdog.after == 2.0
     watchdog.stop()
-
-
-@pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as made:
-        yield made
 
 
 def test_publishing_and_consuming(broker: MemoryBroker) -> None:

@@ -25,16 +25,16 @@ from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
 
 
 @pytest.fixture
-def client() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture
 def connection() -> Iterator[Connection]:
     virtual_host = uuid.uuid4().hex
     with Connection(f"memory://localhost/{virtual_host}") as made:
         yield made
     memory.reset(virtual_host)
+
+
+def assert_empty(simple: SimpleBase, timeout: float = 0.01) -> None:
+    with pytest.raises(simple.Empty):
+        simple.get(timeout=timeout)
 
 
 # What is asked of the channel
@@ -67,10 +67,8 @@ def test_a_simple_queue_declares_its_queue_and_exchange(client: FakeClient) -> N
 def test_it_consumes_when_something_is_wanted(client: FakeClient) -> None:
     simple = SimpleQueue(client, "q")
     assert client.default_channel.consumers == {}
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0)
+    assert_empty(simple)
+    assert_empty(simple, 0)
     assert len(client.default_channel.of("basic_consume")) == 1
 
 
@@ -263,15 +261,13 @@ def test_a_lost_connection_is_raised_in_all_that_wait(connection: Connection) ->
 
 def test_what_was_delivered_in_a_former_life_comes_again(connection: Connection) -> None:
     simple = SimpleQueue(connection, "q")
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0)
+    assert_empty(simple, 0)
     simple.put("1")
     memory.restart(connection.virtual_host)
     message = simple.get(timeout=30.0)
     assert message.payload == "1"
     message.ack()
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     simple.close()
 
 
@@ -280,8 +276,7 @@ def test_a_buffer_comes_back_after_a_restart(connection: Connection) -> None:
     simple.put("1")
     assert simple.get(timeout=30.0).payload == "1"
     memory.restart(connection.virtual_host)
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     simple.put("2")
     assert simple.get(timeout=30.0).payload == "2"
     simple.close()
@@ -301,22 +296,19 @@ def test_the_brokers_cancel_is_raised_in_get(connection: Connection) -> None:
 
 def test_an_end_that_nobody_waited_for_is_raised_once(client: FakeClient) -> None:
     simple = SimpleQueue(client, "q")
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     channel = client.default_channel
     [tag] = channel.consumers
     channel.cancel_by_broker(tag, ConsumerCancelled("deleted"))
     with pytest.raises(ConsumerCancelled):
         simple.get(timeout=0.01)
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     assert list(channel.consumers) == [tag]
 
 
 def test_messages_before_the_brokers_cancel_are_still_given(client: FakeClient) -> None:
     simple = SimpleQueue(client, "q")
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     channel = client.default_channel
     [tag] = channel.consumers
     message = channel.message()
@@ -332,8 +324,7 @@ def test_a_channel_that_is_closed_requeues_what_is_unacked(
     client: FakeClient, no_ack: bool
 ) -> None:
     simple = SimpleQueue(client, "q", no_ack=no_ack)
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     channel = client.default_channel
     message = channel.message()
     channel.deliver(message)
@@ -342,15 +333,13 @@ def test_a_channel_that_is_closed_requeues_what_is_unacked(
         assert simple.get(timeout=0.01) is message
     with pytest.raises(RecoverableChannelError):
         simple.get(timeout=0.01)
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     assert len(client.default_channel.consumers) == 1
 
 
 def test_taken_is_reported_for_counted_messages(client: FakeClient) -> None:
     simple = SimpleQueue(client, "q")
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     channel = client.default_channel
     [consumer] = channel.consumers.values()
     taken: list[Any] = []
@@ -381,8 +370,7 @@ class ForeignLink:
 def test_a_foreign_connection_is_drained(client: FakeClient) -> None:
     channel = FakeChannel(ForeignLink(client))
     simple = SimpleQueue(channel, "q")
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
+    assert_empty(simple)
     message = channel.message()
     channel.deliver(message)
     assert simple.get(timeout=30.0) is message

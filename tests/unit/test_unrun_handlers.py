@@ -79,12 +79,6 @@ def driven(*args: Any) -> None:
         raise StopIteration
 
 
-@pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as made:
-        yield made
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_not_run_is_refused(name: str, broker: MemoryBroker) -> None:
     handler: Any = REFUSED[name]

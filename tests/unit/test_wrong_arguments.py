@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import gevent
@@ -33,12 +33,6 @@ Retry: Any = TypedRetry
 Queue: Any = TypedQueue
 Broadcast: Any = TypedBroadcast
 Exchange: Any = typed_greenconn.Exchange
-
-
-@pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as made:
-        yield made
 
 
 @pytest.mark.parametrize(

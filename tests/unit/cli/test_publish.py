@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from greenconn import Connection, Exchange, Queue
-from greenconn.message import Message
+from tests.receiving import taken
 from tests.unit.cli.conftest import Command
 
 Stdin = Callable[[bytes], None]
@@ -24,14 +24,6 @@ def connection(url: str) -> Iterator[Connection]:
         yield connection
 
 
-def waiting(connection: Connection, queue: str = "q") -> list[Message]:
-    """Take all messages of a queue."""
-    channel, found = connection.default_channel, []
-    while (message := channel.basic_get(queue, no_ack=True)) is not None:
-        found.append(message)
-    return found
-
-
 def test_headers_and_properties(command: Command, url: str, connection: Connection) -> None:
     given = ("-H", "kind=a=b", "-H", "count:=5", "-H", 'tags:=["x", null]')
     named = (
@@ -40,7 +32,7 @@ def test_headers_and_properties(command: Command, url: str, connection: Connecti
     )
     ended = command("publish", "q", "x", "--declare", *given, *named, "--expires", "60", "-u", url)
     assert ended.code == 0, ended.errors
-    (message,) = waiting(connection)
+    (message,) = taken(connection, "q")
     assert message.headers == {"kind": "a=b", "count": 5, "tags": ["x", None]}
     properties = message.properties
     assert [properties[name] for name in ("correlation_id", "reply_to", "type", "app_id")] == [
@@ -72,7 +64,7 @@ def test_the_bytes_of_a_file(
     file.write_bytes(b'{"a": 1}\n')
     ended = command("publish", "q", f"@{file}", "--declare", *options, "-u", url)
     assert ended.code == 0, ended.errors
-    (message,) = waiting(connection)
+    (message,) = taken(connection, "q")
     assert (message.content_type, message.payload) == (kind, payload)
 
 
@@ -88,7 +80,7 @@ def test_an_exchange(command: Command, url: str, connection: Connection) -> None
     assert "queues bind" in ended.complaint
     ended = command("publish", "order.new", "two", "-x", "events", "--no-mandatory", "-u", url)
     assert ended.code == 0
-    assert [each.payload for each in waiting(connection)] == ["one"]
+    assert [each.payload for each in taken(connection, "q")] == ["one"]
     ended = command("publish", "k", "x", "-x", "nosuch", "-u", url)
     assert ended.code == 1
     assert "nosuch" in ended.complaint
@@ -106,14 +98,14 @@ def test_the_result_as_json(command: Command, url: str) -> None:
 def test_count_and_rate(command: Command, url: str, connection: Connection, stdin: Stdin) -> None:
     ended = command("publish", "q", "a", "b", "-n", "2501", "--declare", "-u", url)
     assert ended.complaint == "published 2501 messages to q"
-    assert [each.payload for each in waiting(connection)] == (["a", "b"] * 1251)[:2501]
+    assert [each.payload for each in taken(connection, "q")] == (["a", "b"] * 1251)[:2501]
     began = monotonic()
     ended = command("publish", "q", "a", "-n", "11", "--rate", "100", "-u", url)
     assert monotonic() - began >= 0.05  # bursts of five: the last one leaves after 0.1 s
-    assert len(waiting(connection)) == 11
+    assert len(taken(connection, "q")) == 11
     stdin(b"1\n2\n3\n")
     assert command("publish", "q", "-n", "2", "-u", url).complaint == "published 2 messages to q"
-    assert [each.payload for each in waiting(connection)] == ["1", "2"]
+    assert [each.payload for each in taken(connection, "q")] == ["1", "2"]
 
 
 def test_a_dash_is_the_standard_input(
@@ -124,12 +116,12 @@ def test_a_dash_is_the_standard_input(
     assert ended.complaint == "published 2 messages to q"
     stdin(b'{"body": "3"}\n')
     assert command("publish", "q", "-", "--jsonl", "-u", url).code == 0
-    assert [each.payload for each in waiting(connection)] == ["1", "2", "3"]
+    assert [each.payload for each in taken(connection, "q")] == ["1", "2", "3"]
     for name in ("publish", "rpc"):
         ended = command(name, "q", "a", "-", "-u", url)
         assert ended.code == 2
         assert "'-' stands for the lines of the standard input" in ended.complaint
-    assert waiting(connection) == []
+    assert taken(connection, "q") == []
 
 
 def test_records_are_published_as_they_were(
@@ -147,7 +139,7 @@ def test_records_are_published_as_they_were(
     options = ("-H", "b:=2", "-p", "correlation_id=d", "--declare")
     ended = command("publish", "q", "--jsonl", *options, "-u", url)
     assert (ended.code, ended.complaint) == (0, "published 2 messages to q")
-    found = {each.content_type: each for each in waiting(connection)}
+    found = {each.content_type: each for each in taken(connection, "q")}
     text, data = found["text/plain"], found["application/data"]
     assert text.payload == "grün"
     assert text.headers == {"a": b"\x00\xff", "b": 2}
@@ -180,7 +172,7 @@ def test_what_was_consumed_is_published_again(
     stdin(ended.output.encode())
     ended = command("publish", "copy", "--jsonl", "--declare", "-u", url)
     assert ended.complaint == "published 2 messages to copy"
-    first, second = waiting(connection, "copy")
+    first, second = taken(connection, "copy")
     assert (first.body, first.content_type) == (b"\x00\xff", "application/data")
     assert (second.payload, second.headers) == ({"a": 1}, {"n": 1})
     assert second.properties["type"] == "t"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
@@ -13,16 +12,10 @@ import greenconn
 from greenconn import Message, Queue
 from greenconn.contrib.keys import SWEEP, Buckets, rate_limited
 from greenconn.testing import MemoryBroker
-from tests.fix_wires import until
+from tests.unit.contrib.idempotency.test_handled_once import settled
 
 SOON = 60.0
 JOBS = Queue("jobs")
-
-
-@pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as broker:
-        yield broker
 
 
 def of_body(body: Any, message: Message) -> Any:
@@ -31,11 +24,6 @@ def of_body(body: Any, message: Message) -> Any:
 
 def publish(key: str, *numbers: int) -> None:
     greenconn.publish_many(JOBS, [{"key": key, "n": number} for number in numbers])
-
-
-def settled(consumer: greenconn.ConsumerGreenlet, count: int) -> None:
-    """Wait until *count* messages were acked."""
-    until(lambda: consumer.stats()["handled"] == count, SOON)
 
 
 def test_a_bucket_fills_by_time() -> None:

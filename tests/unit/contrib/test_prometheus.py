@@ -20,6 +20,7 @@ from greenconn.publishing import publish
 from greenconn.transport import memory
 from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
+from tests.receiving import consuming
 
 prometheus_client = pytest.importorskip("prometheus_client")
 yaml = pytest.importorskip("yaml")
@@ -66,10 +67,9 @@ def test_messages_are_counted(
             raise LookupError("no such user")
 
     broker = connection.as_uri()
-    consumer = spawn_consumer(
+    consumer = consuming(
         unique, handle, connection=connection, retry=Retry(tries=3, delay=0.01), concurrency=2
     )
-    assert consumer.wait_ready(SOON)
     for body in ("good", "good", "poison"):
         publish(unique, body, connection=connection)
     until(lambda: consumer.stats()["rejected"] == 1, SOON)
@@ -111,8 +111,7 @@ def test_gauges_are_read_when_they_are_asked_for(
 
     broker = connection.as_uri()
     assert value(registry, "connections", broker=broker, state="open") == 0
-    consumer = spawn_consumer(unique, handle, connection=connection, concurrency=2, name="mail")
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, handle, connection=connection, concurrency=2, name="mail")
     assert value(registry, "consumers", consumer="mail", state="running") == 1
     assert value(registry, "consumers", consumer="mail", state="failed") == 0
     assert value(registry, "consumer_concurrency", consumer="mail") == 2

@@ -56,12 +56,6 @@ Serve = Callable[..., Server]
 
 
 @pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as broker:
-        yield broker
-
-
-@pytest.fixture
 def serve(broker: MemoryBroker) -> Iterator[Serve]:
     """Start a server with the given options of its manager; closed after the test."""
     managers = []

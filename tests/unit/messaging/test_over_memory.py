@@ -15,6 +15,7 @@ from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.messaging import Consumer, Producer
 from greenconn.transport import memory
+from tests.receiving import Receiver, consumer_count
 from tests.unit.fake_channel import outcome
 
 
@@ -33,20 +34,6 @@ def restart(connection: Connection) -> None:
     memory.restart(connection.virtual_host)
     assert back.wait(30.0)
     connection.session.on_recovered.remove(back.set)
-
-
-def consumer_count(connection: Connection, queue: str) -> int:
-    """How many consumers the broker knows for *queue*."""
-    with connection.channel() as channel:
-        return int(channel.queue_declare(queue, passive=True).consumer_count)
-
-
-class Receiver(list[Any]):
-    """Acknowledges messages and keeps their bodies."""
-
-    def __call__(self, body: Any, message: Any) -> None:
-        self.append(body)
-        message.ack()
 
 
 def test_exclusive_and_nameless_queues_come_back(connection: Connection) -> None:

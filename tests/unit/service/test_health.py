@@ -24,6 +24,7 @@ from greenconn.transport import memory
 from greenconn.worker import consumer as worker_consumer
 from greenconn.worker import spawn_consumer, stop_consumers
 from greenconn.worker.consumer import failures
+from tests.receiving import consuming
 
 SOON = 30.0
 
@@ -144,8 +145,7 @@ def test_a_connection_that_comes_back_is_waited_for(amqp_url: str, unique: str) 
     """A real broker: one that is lost with a consumer recovers in the background."""
     with Connection(amqp_url) as connection:
         queue = Queue(unique, expires=60)
-        consumer = spawn_consumer(queue, print, connection=connection)
-        assert consumer.wait_ready(SOON)
+        consumer = consuming(queue, print, connection=connection)
         assert check().is_ready
         connection.session.life.link.stream.close()
         connection.session.life.link.end(ConnectionResetError("cut"))
@@ -230,8 +230,7 @@ def test_probes_stand_before_another_application(connection: Connection) -> None
 
 
 def test_probes_report_all_if_they_shall(connection: Connection) -> None:
-    consumer = spawn_consumer("q", print, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consuming("q", print, connection=connection)
     found = json.loads(ask(Probes(has_details=True), "/health/ready")[2])
     assert found == json.loads(json.dumps(health.check().as_dict()))
     assert found["consumers"][0]["stats"]["state"] == "running"

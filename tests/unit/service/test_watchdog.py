@@ -19,6 +19,7 @@ from greenconn.service.health import Watchdog
 from greenconn.transport import memory
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.fix_wires import until
+from tests.receiving import consuming
 
 SOON = 30.0
 
@@ -63,8 +64,7 @@ def test_handlers_that_are_stuck_are_found(
     connection: Connection, unique: str, is_fatal: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     handle = Stuck()
-    consumer = spawn_consumer(unique, handle, connection=connection, prefetch_count=2)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, handle, connection=connection, prefetch_count=2)
     for number in range(4):
         publish(unique, number, connection=connection)
     assert handle.entered.wait(SOON)
@@ -117,8 +117,7 @@ def test_a_queue_that_another_has_to_itself_is_left_out(
     connection: Connection, unique: str
 ) -> None:
     queue = Queue(unique, queue_arguments={"x-single-active-consumer": True})
-    consumer = spawn_consumer(queue, print, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, print, connection=connection)
     (subscription,) = consumer.lifecycle._queues
     assert subscription.is_shown_to_others(subscription.arguments or {})
     assert subscription.is_shown_to_others({"x-queue-type": "stream"})
@@ -139,8 +138,7 @@ def test_a_watchdog_may_be_stopped_while_it_looks(
     monkeypatch.setattr(
         "greenconn.worker.lifecycle.ConsumerLifecycle.has_waiting_messages", has_waiting_messages
     )
-    consumer = spawn_consumer(unique, print, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, print, connection=connection)
     with watching() as watchdog:
         assert asked.wait(SOON)
         looking = watchdog._looking.greenlet
@@ -161,8 +159,7 @@ def test_a_broker_that_does_not_say_is_no_stall(
         raise OSError("away")
 
     monkeypatch.setattr("greenconn.worker.lifecycle.ConsumerLifecycle.has_waiting_messages", refuse)
-    consumer = spawn_consumer(unique, print, connection=connection)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, print, connection=connection)
     with watching():
         until(lambda: len(asked) > 6, SOON)
         assert state_of(consumer) == "running"
