@@ -133,6 +133,11 @@ class BrokerEnd:
         """When the peer drops this connection, do it by a reset."""
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
+    def confirm_consumers(self) -> None:
+        """Say from now on that a consumer ``tag`` has begun, and that a prefetch is obeyed."""
+        self.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+        self.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+
     def method(self, channel: int, method: Method, form: str = "", *args: Any) -> None:
         """Send a method."""
         self.send(method_frame(channel, method, form, *args))

@@ -9,8 +9,10 @@ import pytest
 
 from greenconn import Connection
 from greenconn.transport import memory
+from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
+from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_brokers import Brokers, RedisFactory
 from tests.integration.capabilities import EVERYWHERE, EXAMPLES, HOOKED, KINDS, Kind
 from tests.integration.contract import Side
@@ -122,3 +124,15 @@ def at_server(own_redis: RedisServer) -> Iterator[Control]:
         at_server("FLUSHALL")
         yield at_server
         at_server("FLUSHALL")
+
+
+@pytest.fixture
+def link(scripted_link: AmqpLink) -> AmqpLink:
+    """A link to a scripted AMQP server."""
+    return scripted_link
+
+
+@pytest.fixture
+def end(amqp_peer: AmqpPeer, link: AmqpLink) -> BrokerEnd:
+    """The server's end of ``link``."""
+    return amqp_peer.end

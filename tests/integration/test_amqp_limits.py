@@ -37,22 +37,12 @@ from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.processes import run
+from tests.receiving import consuming
 
 pytestmark = pytest.mark.full
 
 SOON = 30.0
 MIB = 1 << 20
-
-
-@pytest.fixture
-def link(scripted_link: AmqpLink) -> AmqpLink:
-    return scripted_link
-
-
-@pytest.fixture
-def end(amqp_peer: AmqpPeer, link: AmqpLink) -> BrokerEnd:
-    """The server's end of ``link``."""
-    return amqp_peer.end
 
 
 # Large bodies.
@@ -222,8 +212,7 @@ def test_a_message_that_is_too_large_becomes_a_dead_letter_of_the_broker(
     queue = Queue(
         unique, durable=True, dead_letter=True, queue_arguments={"x-queue-type": queue_type}
     )
-    consumer = spawn_consumer(queue, print, connection=limited)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(queue, print, connection=limited)
     sending.publish("x" * 200_000)
     letter = got_from(f"{unique}.dead", sending.channel)
     assert len(letter.payload) == 200_000
@@ -234,8 +223,7 @@ def test_a_message_that_is_too_large_becomes_a_dead_letter_of_the_broker(
 def test_a_message_that_is_too_large_stays_if_only_its_consumer_makes_dead_letters(
     limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    consumer = spawn_consumer(unique, print, connection=limited, dead_letter=True)
-    assert consumer.wait_ready(SOON)
+    consumer = consuming(unique, print, connection=limited, dead_letter=True)
     sending.publish("x" * 200_000)
     text = f"cannot be stored in queue '{unique}.dead', and stays: body of 200000 bytes is above"
     until(lambda: any(text in each.getMessage() for each in caplog.records), SOON)
@@ -281,10 +269,9 @@ def test_a_message_that_is_too_large_is_logged_where_it_needs_no_ack(
     limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[Any] = []
-    consumer = spawn_consumer(
+    consumer = consuming(
         unique, lambda body, message: got.append(body), connection=limited, no_ack=True
     )
-    assert consumer.wait_ready(SOON)
     for body in ("x" * 200_000, "after"):
         sending.publish(body)
     until(lambda: got == ["after"], SOON)
@@ -372,7 +359,7 @@ def test_a_message_of_a_stream_that_is_too_large_is_passed_over(
 def test_delivery_tags_past_32_bits(link: AmqpLink, end: BrokerEnd) -> None:
     channel = link.channel()
     got: list[Any] = []
-    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+    end.confirm_consumers()
     channel.basic_consume("q", "tag", callback=got.append)
     first = (1 << 32) - 2
     for tag in range(first, first + 5):
@@ -545,8 +532,7 @@ def deliveries(count: int, first: int = 1, header: int = 14, body: bytes = b"x")
 
 def consume(link: AmqpLink, end: BrokerEnd, **options: Any) -> list[Any]:
     """Consume on a new channel; returns where messages are put when somebody drains."""
-    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
-    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    end.confirm_consumers()
     got: list[Any] = []
     link.channel().basic_consume("q", "tag", callback=got.append, **options)
     return got
@@ -576,8 +562,7 @@ def test_each_message_counts_for_the_limit_of_inboxes(link: AmqpLink, end: Broke
 def test_a_limit_that_is_lifted_leaves_the_limit_of_inboxes(
     link: AmqpLink, end: BrokerEnd, is_global: bool
 ) -> None:
-    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
-    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    end.confirm_consumers()
     channel, got = link.channel(), list[Any]()
     channel.basic_qos(0, 10, is_global)
     channel.basic_consume("q", "tag", callback=got.append)
@@ -593,8 +578,7 @@ def test_a_limit_that_is_lifted_leaves_the_limit_of_inboxes(
 
 
 def test_a_broker_that_ignores_the_prefetch_is_stopped(link: AmqpLink, end: BrokerEnd) -> None:
-    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
-    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    end.confirm_consumers()
     channel, got = link.channel(), list[Any]()
     channel.basic_qos(0, 10, False)
     channel.basic_consume("q", "tag", callback=got.append)

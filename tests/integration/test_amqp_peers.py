@@ -49,6 +49,7 @@ from tests.fix_amqp import (
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
+from tests.integration.test_amqp_opening import with_login
 
 pytestmark = pytest.mark.full
 
@@ -281,10 +282,6 @@ def test_each_switch_of_connecting_may_be_the_last(amqp_peer: AmqpPeer) -> None:
 # What a broker refuses.
 
 
-def with_login(url: str, login: str) -> str:
-    return f"amqp://{login}@{url.partition('@')[2]}"
-
-
 def test_a_wrong_password(
     amqp_links: Links, amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,17 +319,6 @@ def test_nothing_that_shows_a_link_shows_its_password(
 
 
 # A broker that does not keep to the protocol.
-
-
-@pytest.fixture
-def link(scripted_link: AmqpLink) -> AmqpLink:
-    return scripted_link
-
-
-@pytest.fixture
-def end(amqp_peer: AmqpPeer, link: AmqpLink) -> BrokerEnd:
-    """The server's end of ``link``."""
-    return amqp_peer.end
 
 
 @pytest.mark.parametrize(
@@ -568,10 +554,8 @@ def test_a_delivery_for_an_unknown_tag_goes_back_and_is_covered_by_no_ack(
 ) -> None:
     channel = link.channel()
     got: list[Any] = []
-    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=got.append)
-    end.expect(spec.Basic.Consume)
-    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
-    assert consuming.get(timeout=WAIT) == "tag"
+    end.confirm_consumers()
+    assert channel.basic_consume("q", "tag", callback=got.append) == "tag"
     end.deliver(1, "nobody", 1)
     end.deliver(1, "tag", 2)
     end.deliver(1, "nobody", 3)
@@ -607,10 +591,8 @@ def test_after_its_end_a_callback_gets_nothing_more(link: AmqpLink, end: BrokerE
         got.append(message.delivery_tag)
         channel.basic_cancel("tag")
 
-    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=handle)
-    end.expect(spec.Basic.Consume)
-    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
-    assert consuming.get(timeout=WAIT) == "tag"
+    end.confirm_consumers()
+    assert channel.basic_consume("q", "tag", callback=handle) == "tag"
     for tag in (1, 2, 3):
         end.deliver(1, "tag", tag)
     draining = gevent.spawn(link.drain, Deadline(WAIT))
@@ -664,10 +646,8 @@ def test_a_timeout_of_the_user_amid_a_frame_loses_no_byte(link: AmqpLink, end: B
     channel, stream = link.channel(), link.stream
     assert stream is not None
     got: list[Any] = []
-    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=got.append)
-    end.expect(spec.Basic.Consume)
-    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
-    consuming.get(timeout=WAIT)
+    end.confirm_consumers()
+    assert channel.basic_consume("q", "tag", callback=got.append) == "tag"
     data = method_frame(1, spec.Basic.Deliver, "sLbss", "tag", 1, False, "", "q")
     data += content(1, b"whole")
     for start in range(0, len(data), 5):
@@ -687,15 +667,8 @@ def test_a_get_and_deliveries_of_one_chunk_are_acked_exactly(
 ) -> None:
     """The got message has the lower tag; no merged ack of the others may cover it."""
     channel = link.channel()
-    consuming = gevent.spawn(
-        channel.basic_consume,
-        "q",
-        "tag",
-        callback=lambda each: channel.basic_ack(each.delivery_tag),
-    )
-    end.expect(spec.Basic.Consume)
-    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
-    consuming.get(timeout=WAIT)
+    end.confirm_consumers()
+    channel.basic_consume("q", "tag", callback=lambda each: channel.basic_ack(each.delivery_tag))
     getting = gevent.spawn(channel.basic_get, "q")
     end.expect(spec.Basic.Get)
     reply = method_frame(1, spec.Basic.GetOk, "Lbssl", 1, False, "", "q", 0) + content(1, b"got")
@@ -715,10 +688,8 @@ def test_a_get_and_deliveries_of_one_chunk_are_acked_exactly(
 
 def test_the_broker_is_asked_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> None:
     channel = link.channel()
-    starting = gevent.spawn(channel.basic_consume, "q", "tag")
-    end.expect(spec.Basic.Consume)
-    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
-    starting.get(timeout=WAIT)
+    end.confirm_consumers()
+    assert channel.basic_consume("q", "tag") == "tag"
     cancelling = [gevent.spawn(channel.basic_cancel, "tag") for _ in range(2)]
     end.expect(spec.Basic.Cancel)
     channel.basic_cancel("tag", nowait=True)
