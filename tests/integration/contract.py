@@ -116,6 +116,16 @@ class Side:
         self._exchanges.append(name)
         return name
 
+    def open_queue(self, *arguments: Any, **options: Any) -> tuple[Any, str]:
+        """Open a channel and declare a queue."""
+        channel = self.channel()
+        return channel, self.queue(channel, *arguments, **options)
+
+    def open_exchange(self, *arguments: Any, **options: Any) -> tuple[Any, str]:
+        """Open a channel and declare an exchange."""
+        channel = self.channel()
+        return channel, self.exchange(channel, *arguments, **options)
+
     def send(
         self,
         channel: Any,

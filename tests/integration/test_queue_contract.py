@@ -67,8 +67,7 @@ def as_utc(time: datetime) -> datetime:
 
 
 def test_dead_letter_keeps_its_key_by_default(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "topic")
+    channel, exchange = side.open_exchange("topic")
     dead = side.queue(channel)
     channel.queue_bind(dead, exchange, "#")
     queue = side.queue(channel, arguments={"x-dead-letter-exchange": exchange})
@@ -81,8 +80,7 @@ def test_dead_letter_keeps_its_key_by_default(side: Side) -> None:
 
 def test_who_is_killed_while_he_rejects_leaves_nothing_half_done(side: Side) -> None:
     """The connection of whoever rejects does not know yet where dead letters go."""
-    channel = side.channel()
-    exchange = side.exchange(channel, "topic")
+    channel, exchange = side.open_exchange("topic")
     dead = side.queue(channel)
     channel.queue_bind(dead, exchange, "#")
     queue = side.queue(channel, arguments={"x-dead-letter-exchange": exchange})
@@ -189,8 +187,7 @@ def test_message_may_expire_by_itself(side: Side) -> None:
 
 @needs(Can.IMMEDIATE)
 def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, arguments={"x-message-ttl": 0})
+    channel, queue = side.open_queue(arguments={"x-message-ttl": 0})
     side.send(channel, "dropped", "", queue)
     store = Store()
     channel.basic_consume(queue, sink=store)
@@ -201,8 +198,7 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
 
 @needs(Can.QUEUE_EXPIRY)
 def test_unused_queue_expires(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, arguments={"x-expires": 1000})
+    channel, queue = side.open_queue(arguments={"x-expires": 1000})
     tag = channel.basic_consume(queue, callback=print)
     gevent.sleep(1.3)
     channel.queue_declare(queue, passive=True)
@@ -230,8 +226,7 @@ def test_full_queue_drops_its_head(side: Side) -> None:
 
 @needs(Can.BOUNDS)
 def test_bytes_count_too(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, arguments={"x-max-length-bytes": 10})
+    channel, queue = side.open_queue(arguments={"x-max-length-bytes": 10})
     for body in ("aaaa", "bbbb", "cccc", "\u00e9\u00e9"):
         side.send(channel, body, "", queue)
     assert side.bodies(channel, queue) == ["cccc", "\u00e9\u00e9"]
@@ -264,8 +259,7 @@ def test_what_a_full_queue_refuses_may_become_a_dead_letter(side: Side) -> None:
 
 @needs(Can.PRIORITIES)
 def test_higher_priorities_come_first(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, arguments={"x-max-priority": 5})
+    channel, queue = side.open_queue(arguments={"x-max-priority": 5})
     for n, priority in enumerate([0, 5, 3, 9, 0, 3]):
         side.send(channel, str(n), "", queue, priority=priority)
     assert side.bodies(channel, queue) == ["1", "3", "2", "5", "0", "4"]
@@ -309,8 +303,7 @@ def test_links_share_what_comes_one_by_one(side: Side) -> None:
 
 
 def test_idle_drain_is_woken_by_a_publish_elsewhere(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     got: list[Message] = []
     channel.basic_consume(queue, callback=got.append)
     waiter = gevent.spawn(side.transport.drain_events, channel.connection)
@@ -320,8 +313,7 @@ def test_idle_drain_is_woken_by_a_publish_elsewhere(side: Side) -> None:
 
 
 def test_messages_go_with_a_queue_that_deletes_itself(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, auto_delete=True)
+    channel, queue = side.open_queue(auto_delete=True)
     got: list[Message] = []
     channel.basic_qos(0, 2, False)
     tag = channel.basic_consume(queue, callback=got.append)

@@ -12,12 +12,12 @@ from tests.integration.contract import Side
 
 def routed(
     side: Side,
-    channel: Any,
-    exchange: str,
+    kind: str,
     bindings: list[tuple[str, dict[str, Any] | None]],
     messages: list[tuple[str, dict[str, Any]]],
 ) -> list[list[str]]:
-    """For each binding's queue: the numbers of the messages that reached it."""
+    """For the queue of each binding to an exchange: the numbers of the messages that reached it."""
+    channel, exchange = side.open_exchange(kind)
     queues = []
     for key, arguments in bindings:
         queues.append(side.queue(channel))
@@ -28,21 +28,16 @@ def routed(
 
 
 def test_direct(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "direct")
     assert routed(
         side,
-        channel,
-        exchange,
+        "direct",
         [("a", None), ("b", None), ("a", None), ("", None)],
         [("a", {}), ("b", {}), ("", {}), ("a.b", {})],
     ) == [["0"], ["1"], ["0"], ["2"]]
 
 
 def test_fanout_ignores_keys(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "fanout")
-    assert routed(side, channel, exchange, [("a", None), ("", None)], [("z", {}), ("", {})]) == [
+    assert routed(side, "fanout", [("a", None), ("", None)], [("z", {}), ("", {})]) == [
         ["0", "1"],
         ["0", "1"],
     ]
@@ -67,14 +62,8 @@ PATTERNS = {
 
 
 def test_topic(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "topic")
     got = routed(
-        side,
-        channel,
-        exchange,
-        [(pattern, None) for pattern in PATTERNS],
-        [(key, {}) for key in TOPICS],
+        side, "topic", [(pattern, None) for pattern in PATTERNS], [(key, {}) for key in TOPICS]
     )
     found = {
         pattern: ", ".join(TOPICS[int(number)] for number in numbers)
@@ -84,12 +73,9 @@ def test_topic(side: Side) -> None:
 
 
 def test_headers(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "headers")
     got = routed(
         side,
-        channel,
-        exchange,
+        "headers",
         [
             ("", {"x-match": "all", "a": 1, "b": "two"}),
             ("", {"x-match": "any", "a": 1, "b": "two"}),
@@ -117,12 +103,9 @@ def test_headers(side: Side) -> None:
 
 
 def test_headers_with_x(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "headers")
     got = routed(
         side,
-        channel,
-        exchange,
+        "headers",
         [
             ("", {"x-match": "all-with-x", "x-a": 1, "b": 2}),
             ("", {"x-match": "any-with-x", "x-a": 1, "b": 2}),
@@ -134,16 +117,14 @@ def test_headers_with_x(side: Side) -> None:
 
 
 def test_unknown_match(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "headers")
+    channel, exchange = side.open_exchange("headers")
     queue = side.queue(channel)
     with pytest.raises(PreconditionFailed):
         channel.queue_bind(queue, exchange, "", arguments={"x-match": "some"})
 
 
 def test_queue_gets_a_message_once(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "topic")
+    channel, exchange = side.open_exchange("topic")
     queue = side.queue(channel)
     for pattern in ("a.#", "a.b", "*.b", "a.b"):
         channel.queue_bind(queue, exchange, pattern)
@@ -157,8 +138,7 @@ def test_queue_gets_a_message_once(side: Side) -> None:
 
 
 def test_changed_bindings_count_at_once(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "direct")
+    channel, exchange = side.open_exchange("direct")
     first, second = side.queue(channel), side.queue(channel)
     for queue in (first, second):
         channel.queue_bind(queue, exchange, "key")
@@ -170,8 +150,7 @@ def test_changed_bindings_count_at_once(side: Side) -> None:
 
 
 def test_arguments_distinguish_bindings(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "headers")
+    channel, exchange = side.open_exchange("headers")
     queue = side.queue(channel)
     channel.queue_bind(queue, exchange, "", arguments={"a": 1})
     channel.queue_bind(queue, exchange, "", arguments={"a": 2})
@@ -213,8 +192,7 @@ def test_alternate_exchange_gets_what_has_no_binding(side: Side) -> None:
 
 
 def test_deleted_exchange_takes_its_bindings_along(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "direct")
+    channel, exchange = side.open_exchange("direct")
     queue = side.queue(channel)
     channel.queue_bind(queue, exchange, "key")
     channel.exchange_delete(exchange)
@@ -224,8 +202,7 @@ def test_deleted_exchange_takes_its_bindings_along(side: Side) -> None:
 
 
 def test_copies_by_header(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "direct")
+    channel, exchange = side.open_exchange("direct")
     queues = [side.queue(channel) for _ in range(3)]
     for queue in queues:
         channel.queue_bind(queue, exchange, queue)

@@ -66,8 +66,7 @@ def test_recover_with_its_default_ends_nothing(side: Side) -> None:
 
 
 def test_recover_of_what_was_got(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     side.send(channel, "x", "", queue)
     assert channel.basic_get(queue).body == "x"
     channel.basic_recover(requeue=True)

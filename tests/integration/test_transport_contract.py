@@ -33,8 +33,7 @@ from tests.integration.contract import SOON, Side, Store
 
 
 def test_message_arrives_as_it_was_sent(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     got: list[Message] = []
     channel.basic_consume(queue, "tag", callback=got.append)
     side.send(
@@ -140,16 +139,14 @@ def test_the_text_of_an_enum_is_what_goes_out(side: Side) -> None:
     [("", "utf-8"), (b"", "binary"), (b"\x00\xff" * 300, "binary"), (b"x" * 300_000, "binary")],
 )
 def test_bodies_of_all_kinds(side: Side, body: Any, encoding: str) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     message = channel.prepare_message(body, content_type="data", content_encoding=encoding)
     channel.basic_publish_confirm(message, "", queue)
     assert side.get(channel, queue).body == body
 
 
 def test_bytes_that_are_text_come_as_text(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for body in ("caf\u00e9".encode(), b"\xff"):
         channel.basic_publish_confirm(
             channel.prepare_message(body, content_type="text/plain", content_encoding="utf-8"),
@@ -160,8 +157,7 @@ def test_bytes_that_are_text_come_as_text(side: Side) -> None:
 
 
 def test_copies_of_a_fan_out_are_apart(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "fanout")
+    channel, exchange = side.open_exchange("fanout")
     queues = [side.queue(channel) for _ in range(2)]
     for queue in queues:
         channel.queue_bind(queue, exchange)
@@ -177,8 +173,7 @@ def test_copies_of_a_fan_out_are_apart(side: Side) -> None:
 
 
 def test_prepared_message_may_be_published_again(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     message = channel.prepare_message("x", headers={"a": 1})
     for _ in range(2):
         channel.basic_publish_confirm(message, "", queue)
@@ -186,8 +181,7 @@ def test_prepared_message_may_be_published_again(side: Side) -> None:
 
 
 def test_get_takes_one_message(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for body in "abc":
         side.send(channel, body, "", queue)
     message = channel.basic_get(queue)
@@ -200,8 +194,7 @@ def test_get_takes_one_message(side: Side) -> None:
 
 @needs(Can.COUNT)
 def test_get_says_how_many_are_left(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for body in "abc":
         side.send(channel, body, "", queue)
     for left in (2, 1, 0):
@@ -209,8 +202,7 @@ def test_get_says_how_many_are_left(side: Side) -> None:
 
 
 def test_no_ack_messages_need_no_ack(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     got: list[Message] = []
     channel.basic_consume(queue, no_ack=True, callback=got.append)
     side.send(channel, "x", "", queue)
@@ -255,8 +247,7 @@ def test_drain_ends_with_its_timeout(side: Side) -> None:
 
 
 def test_each_drain_runs_one_event(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     got: list[Any] = []
     channel.basic_consume(queue, callback=lambda message: got.append(message.body))
     for n in range(3):
@@ -267,8 +258,7 @@ def test_each_drain_runs_one_event(side: Side) -> None:
 
 
 def test_error_of_a_callback_goes_to_who_drains(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
 
     def fail(message: Message) -> None:
         raise ZeroDivisionError(message.body)
@@ -300,8 +290,7 @@ def test_callback_may_use_its_channel(side: Side) -> None:
 
 
 def test_several_greenlets_drain_one_link(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     got: list[Any] = []
     channel.basic_consume(queue, callback=lambda message: got.append(message.body))
     drainers = [
@@ -317,8 +306,7 @@ def test_several_greenlets_drain_one_link(side: Side) -> None:
 
 
 def test_sink_takes_what_drain_never_sees(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     store = Store()
     channel.basic_consume(queue, "tag", sink=store)
     for n in range(3):
@@ -371,8 +359,7 @@ def test_unacked_messages_are_requeued_when_the_link_closes(side: Side) -> None:
 
 
 def test_requeue_returns_to_the_place(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for n in range(4):
         side.send(channel, str(n), "", queue)
     messages = [channel.basic_get(queue) for _ in range(3)]
@@ -382,8 +369,7 @@ def test_requeue_returns_to_the_place(side: Side) -> None:
 
 
 def test_rejected_message_is_gone(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     side.send(channel, "x", "", queue)
     channel.basic_get(queue).reject()
     assert side.bodies(channel, queue) == []
@@ -422,8 +408,7 @@ def test_what_was_taken_without_acks_does_not_come_again(side: Side) -> None:
 
 
 def test_second_settlement_is_refused(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     side.send(channel, "x", "", queue)
     message = channel.basic_get(queue)
     message.ack()
@@ -446,8 +431,7 @@ def test_ack_after_the_link_is_gone_does_nothing(side: Side) -> None:
 
 
 def test_recover_delivers_again(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for n in range(2):
         side.send(channel, str(n), "", queue)
     got: list[Message] = []
@@ -518,8 +502,7 @@ def test_what_no_handler_had_is_redelivered_and_does_not_count(
 
 
 def test_prefetch_bounds_each_consumer(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for n in range(10):
         side.send(channel, str(n), "", queue)
     channel.basic_qos(0, 2, False)
@@ -600,8 +583,7 @@ def test_consumers_of_a_queue_take_turns(side: Side) -> None:
 
 
 def test_consumer_of_higher_priority_comes_first(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     low, high = Store(), Store()
     channel.basic_qos(0, 2, False)
     channel.basic_consume(queue, sink=low)
@@ -650,8 +632,7 @@ def test_exchange_that_is_not_there(side: Side) -> None:
     with pytest.raises(NotFound):
         channel.exchange_declare(side.name("absent"), "direct", passive=True)
     assert_closed(side, channel)
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     with pytest.raises(NotFound):
         channel.queue_bind(queue, side.name("absent"), "key")
     channel = side.channel()
@@ -670,8 +651,7 @@ def test_plain_publish_to_no_exchange_closes_the_channel(side: Side) -> None:
 
 
 def test_consumers_learn_that_their_channel_is_closed(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     store = Store()
     channel.basic_consume(queue, sink=store)
     channel.basic_consume(queue, callback=print)
@@ -687,8 +667,7 @@ def test_consumers_learn_that_their_channel_is_closed(side: Side) -> None:
 def test_consumers_learn_that_the_program_has_closed_their_channel(
     side: Side, no_ack: bool
 ) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     store, ended = Store(), Store()
     channel.basic_consume(queue, no_ack=no_ack, sink=store)
     channel.basic_cancel(channel.basic_consume(queue, no_ack=no_ack, sink=ended))
@@ -701,8 +680,7 @@ def test_consumers_learn_that_the_program_has_closed_their_channel(
 def test_a_consumer_without_acks_loses_nothing_when_it_is_cancelled(
     side: Side, nowait: bool
 ) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for number in range(20):
         side.send(channel, str(number), "", queue)
     handled: list[str] = []
@@ -730,8 +708,7 @@ def test_a_consumer_without_acks_loses_nothing_when_it_is_cancelled(
     ],
 )
 def test_queue_cannot_be_declared_otherwise(side: Side, change: Any, what: str) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     assert side.queue(channel, queue) == queue
     with pytest.raises(PreconditionFailed, match=what) as caught:
         side.queue(channel, queue, **change)
@@ -743,8 +720,7 @@ def test_queue_cannot_be_declared_otherwise(side: Side, change: Any, what: str) 
     ("change", "what"), [({"type": "topic"}, "type"), ({"durable": True}, "durable")]
 )
 def test_exchange_cannot_be_declared_otherwise(side: Side, change: Any, what: str) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "direct")
+    channel, exchange = side.open_exchange("direct")
     declaration = {"type": "direct", "durable": False, "auto_delete": False}
     channel.exchange_declare(exchange, **declaration)
     with pytest.raises(PreconditionFailed, match=what):
@@ -768,8 +744,7 @@ def test_reserved_names(side: Side) -> None:
         side.channel().exchange_declare(f"amq.{side.prefix}", "direct")
     with pytest.raises(AccessRefused):
         side.channel().exchange_delete("amq.direct")
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     with pytest.raises(AccessRefused):
         channel.queue_bind(queue, "", "key")
     side.channel().exchange_declare("amq.topic", "topic", durable=True, auto_delete=False)
@@ -791,8 +766,7 @@ def test_exclusive_queue_is_for_its_link(side: Side) -> None:
 
 
 def test_exclusive_consumer_stays_alone(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     channel.basic_consume(queue, "first", exclusive=True, callback=print)
     other = side.channel()
     with pytest.raises(AccessRefused):
@@ -805,8 +779,7 @@ def test_exclusive_consumer_stays_alone(side: Side) -> None:
 
 @needs(Can.CROWD)
 def test_consumers_of_other_processes_count(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     channel.basic_consume(queue, exclusive=True, callback=print)
     # Another process knows nothing of what this one remembers.
     monkeypatch.setattr(transport, "_shared", PerHub(dict))
@@ -816,8 +789,7 @@ def test_consumers_of_other_processes_count(side: Side, monkeypatch: pytest.Monk
 
 
 def test_consumer_tag_is_used_once(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     assert channel.basic_consume(queue, "tag", callback=print) == "tag"
     with pytest.raises(ValueError, match="tag"):
         channel.basic_consume(queue, "tag", callback=print)
@@ -830,8 +802,7 @@ def test_consumer_tag_is_used_once(side: Side) -> None:
 
 
 def test_server_named_queue(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, "", exclusive=True)
+    channel, queue = side.open_queue("", exclusive=True)
     assert queue.startswith("amq.gen-")
     # An empty name means the queue that this channel declared last.
     channel.queue_bind("", "amq.topic", f"{side.prefix}.#")
@@ -840,8 +811,7 @@ def test_server_named_queue(side: Side) -> None:
 
 
 def test_purge_and_delete_count(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     for _ in range(3):
         side.send(channel, "x", "", queue)
     assert channel.queue_declare(queue, passive=True).message_count == 3
@@ -852,8 +822,7 @@ def test_purge_and_delete_count(side: Side) -> None:
 
 
 def test_delete_only_if(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     side.send(channel, "x", "", queue)
     with pytest.raises(PreconditionFailed):
         side.channel().queue_delete(queue, if_empty=True)
@@ -872,8 +841,7 @@ def test_delete_only_if(side: Side) -> None:
 
 
 def test_auto_delete_queue_goes_with_its_last_consumer(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel, auto_delete=True)
+    channel, queue = side.open_queue(auto_delete=True)
     for tag in ("one", "two"):
         channel.basic_consume(queue, tag, callback=print)
     channel.basic_cancel("one")
@@ -885,8 +853,7 @@ def test_auto_delete_queue_goes_with_its_last_consumer(side: Side) -> None:
 
 
 def test_auto_delete_exchange_goes_with_its_last_binding(side: Side) -> None:
-    channel = side.channel()
-    exchange = side.exchange(channel, "direct", auto_delete=True)
+    channel, exchange = side.open_exchange("direct", auto_delete=True)
     queue = side.queue(channel)
     channel.queue_bind(queue, exchange, "key")
     channel.queue_delete(queue)
@@ -969,8 +936,7 @@ def test_returned_message_becomes_an_event(side: Side) -> None:
 
 
 def test_many_greenlets_publish_on_one_channel(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     ready = Event()
 
     def publish(n: int) -> None:
@@ -984,8 +950,7 @@ def test_many_greenlets_publish_on_one_channel(side: Side) -> None:
 
 
 def test_killed_publishers_affect_nobody_else(side: Side) -> None:
-    channel = side.channel()
-    queue = side.queue(channel)
+    channel, queue = side.open_queue()
     kept: list[int] = []
     # Killed before they begin, while they are on their way, and when they are done.
     for turn, delay in enumerate((0.0, 0.0005, 0.001, 0.002, 0.004)):
