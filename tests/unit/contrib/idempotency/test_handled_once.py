@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -21,24 +21,24 @@ SOON = 60.0
 MAIL = Queue("mail")
 
 
-@pytest.fixture
-def broker() -> Iterator[MemoryBroker]:
-    with MemoryBroker() as broker:
-        yield broker
-
-
 def settled(consumer: greenconn.ConsumerGreenlet, count: int) -> None:
     """Wait until *count* messages were acked."""
     until(lambda: consumer.stats()["handled"] == count, SOON)
 
 
-def test_a_second_copy_is_acked_and_not_handled(broker: MemoryBroker) -> None:
-    handled: list[Any] = []
+def counting(ids: MemoryIds, **options: Any) -> tuple[Callable[[Any, Message], None], list[Any]]:
+    """Return a handler that is called once for each id, and the bodies that it was called with."""
+    calls: list[Any] = []
 
-    @handled_once(MemoryIds())
+    @handled_once(ids, **options)
     def send(body: Any, message: Message) -> None:
-        handled.append(body)
+        calls.append(body)
 
+    return send, calls
+
+
+def test_a_second_copy_is_acked_and_not_handled(broker: MemoryBroker) -> None:
+    send, handled = counting(MemoryIds())
     consumer = greenconn.spawn_consumer(MAIL, send)
     for number in (1, 2, 1, 3, 2):
         greenconn.publish(MAIL, number, message_id=f"m{number}")
@@ -174,12 +174,7 @@ def test_a_store_that_fails(broker: MemoryBroker, caplog: pytest.LogCaptureFixtu
         def finish(self, id: str, owner: str, ttl: float) -> None:
             raise OSError("the store is away")
 
-    calls: list[int] = []
-
-    @handled_once(Ids())
-    def send(body: Any, message: Message) -> None:
-        calls.append(body)
-
+    send, calls = counting(Ids())
     consumer = greenconn.spawn_consumer(MAIL, send)
     greenconn.publish(MAIL, 1, message_id="m1")
     settled(consumer, 1)
@@ -218,12 +213,8 @@ class SlowIds(MemoryIds):
 def test_a_timeout_while_it_is_marked(
     broker: MemoryBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids, calls = SlowIds("finish"), []
-
-    @handled_once(ids, name="mail")
-    def send(body: Any, message: Message) -> None:
-        calls.append(body)
-
+    ids = SlowIds("finish")
+    send, calls = counting(ids, name="mail")
     consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05)
     greenconn.publish(MAIL, 1, message_id="m1")
     settled(consumer, 1)
@@ -237,12 +228,8 @@ def test_a_timeout_while_it_is_marked(
 
 
 def test_a_kill_while_it_is_marked(broker: MemoryBroker) -> None:
-    ids, calls = SlowIds("finish"), []
-
-    @handled_once(ids)
-    def send(body: Any, message: Message) -> None:
-        calls.append(body)
-
+    ids = SlowIds("finish")
+    send, calls = counting(ids)
     consumer = greenconn.spawn_consumer(MAIL, send)
     greenconn.publish(MAIL, 1, message_id="m1")
     assert ids.waits.wait(SOON)
@@ -257,12 +244,8 @@ def test_a_kill_while_it_is_marked(broker: MemoryBroker) -> None:
 def test_a_timeout_while_it_is_claimed(
     broker: MemoryBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids, calls = SlowIds("claim"), []
-
-    @handled_once(ids, name="mail")
-    def send(body: Any, message: Message) -> None:
-        calls.append(body)
-
+    ids = SlowIds("claim")
+    send, calls = counting(ids, name="mail")
     consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05)
     greenconn.publish(MAIL, 1, message_id="m1")
     until(lambda: "message m1 is put back" in caplog.text, SOON)
@@ -276,13 +259,9 @@ def test_a_timeout_while_it_is_claimed(
 
 
 def test_a_timeout_before_a_copy_has_its_turn(broker: MemoryBroker) -> None:
-    ids, calls = MemoryIds(), []
+    ids = MemoryIds()
     assert ids.claim("mail:m1", "ada", 1000) is Claim.NEW
-
-    @handled_once(ids, name="mail")
-    def send(body: Any, message: Message) -> None:
-        calls.append(body)
-
+    send, calls = counting(ids, name="mail")
     consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.01)
     greenconn.publish(MAIL, 1, message_id="m1")
     settled(consumer, 3)  # it came three times
@@ -320,12 +299,8 @@ def test_a_claim_whose_reply_is_lost(broker: MemoryBroker) -> None:
                 raise OSError("connection lost")
             return claim
 
-    ids, calls = Ids(), []
-
-    @handled_once(ids, name="mail")
-    def send(body: Any, message: Message) -> None:
-        calls.append(body)
-
+    ids = Ids()
+    send, calls = counting(ids, name="mail")
     consumer = greenconn.spawn_consumer(MAIL, send, retry={"tries": 2, "delay": 0.01})
     greenconn.publish(MAIL, 1, message_id="m1")
     settled(consumer, 1)
