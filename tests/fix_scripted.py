@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
+from greenconn.session.session import Session
 from greenconn.transport import TRANSPORT_ALIASES
 from tests.scripted import Script, Transport
 
@@ -43,3 +44,9 @@ def connect(script: Script) -> Iterator[Connect]:
 def connection(connect: Connect) -> Connection:
     """A connection to the broker ``one``."""
     return connect()
+
+
+@pytest.fixture
+def session(connection: Connection) -> Session:
+    """The session of that connection."""
+    return connection.session

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -71,10 +71,10 @@ class Notified(Member):
 # -- opening -------------------------------------------------------------------------------------
 
 
-def test_a_thousand_greenlets_cause_one_attempt(connection: Connection, script: Script) -> None:
+def test_a_thousand_greenlets_cause_one_attempt(session: Session, script: Script) -> None:
     gate = Event()
     script.plan("one", gate.wait)
-    waiting = [gevent.spawn(connection.session.link) for _ in range(1000)]
+    waiting = [gevent.spawn(session.link) for _ in range(1000)]
     until(lambda: script.attempts)
     gate.set()
     gevent.joinall(waiting, timeout=CAME, raise_error=True)
@@ -124,12 +124,10 @@ def test_a_transport_that_cannot_be_made_leaves_the_others_of_the_list(
     assert both.session.state is SessionState.IDLE
 
 
-def test_a_killed_caller_does_not_disturb_the_others(
-    connection: Connection, script: Script
-) -> None:
+def test_a_killed_caller_does_not_disturb_the_others(session: Session, script: Script) -> None:
     gate = Event()
     script.plan("one", gate.wait)
-    first, second = (gevent.spawn(connection.session.link) for _ in range(2))
+    first, second = (gevent.spawn(session.link) for _ in range(2))
     until(lambda: script.attempts)
     first.kill()
     gate.set()
@@ -137,7 +135,7 @@ def test_a_killed_caller_does_not_disturb_the_others(
     assert script.attempts == ["one"]
 
 
-def test_killing_the_last_caller_ends_the_attempt(connection: Connection, script: Script) -> None:
+def test_killing_the_last_caller_ends_the_attempt(session: Session, script: Script) -> None:
     ended = Event()
 
     def attempt() -> None:
@@ -147,40 +145,38 @@ def test_killing_the_last_caller_ends_the_attempt(connection: Connection, script
             ended.set()
 
     script.plan("one", attempt)
-    caller = gevent.spawn(connection.session.link)
+    caller = gevent.spawn(session.link)
     until(lambda: script.attempts)
     caller.kill()
     assert ended.wait(CAME)
-    assert connection.session.state is SessionState.IDLE
-    assert connection.session.link() is script.link
+    assert session.state is SessionState.IDLE
+    assert session.link() is script.link
     # It was not counted as a failure: no back-off.
     assert len(script.links) == 1
 
 
-def test_a_callers_timeout_leaves_the_attempt_to_the_next(
-    connection: Connection, script: Script
-) -> None:
+def test_a_callers_timeout_leaves_the_attempt_to_the_next(session: Session, script: Script) -> None:
     gate = Event()
     script.plan("one", gate.wait)
     with pytest.raises(TimeoutError, match=r"scripted://.*within 0\.01 s"):
-        connection.session.link(Deadline(0.01))
-    assert connection.session.state is SessionState.OPENING
+        session.link(Deadline(0.01))
+    assert session.state is SessionState.OPENING
     gate.set()
-    assert connection.session.link(Deadline(CAME)) is script.link
+    assert session.link(Deadline(CAME)) is script.link
     assert script.attempts == ["one"]
 
 
 @pytest.mark.parametrize("kind", [gevent.Timeout, TimeoutError, OSError, ValueError])
 def test_what_is_thrown_into_a_caller_comes_out_of_it(
-    connection: Connection, script: Script, kind: type[BaseException]
+    session: Session, script: Script, kind: type[BaseException]
 ) -> None:
     script.otherwise["one"] = lambda: gevent.sleep(CAME)
     error = kind() if kind is not gevent.Timeout else gevent.Timeout(None)
-    caller = gevent.spawn(_catch, connection.session.link)
+    caller = gevent.spawn(_catch, session.link)
     until(lambda: script.attempts)
     gevent.kill(caller, error)
     assert caller.get(timeout=CAME) is error
-    assert connection.session.state is SessionState.IDLE
+    assert session.state is SessionState.IDLE
 
 
 def _catch(function: Callable[[], Any]) -> BaseException | None:
@@ -315,10 +311,10 @@ def test_a_session_that_is_closed_between_two_attempts_stays_closed(
     assert session.is_closed
 
 
-def test_a_refused_login_is_raised_at_once(connection: Connection, script: Script) -> None:
+def test_a_refused_login_is_raised_at_once(session: Session, script: Script) -> None:
     script.otherwise["one"] = AccessRefused("wrong password")
     with pytest.raises(AccessRefused):
-        connection.session.link()
+        session.link()
     assert script.attempts == ["one"]
 
 
@@ -336,23 +332,23 @@ def test_a_login_that_one_broker_refuses_is_tried_at_the_others(
     assert script.attempts[3:] == ["three", "one", "two"]
 
 
-def test_an_error_of_no_network_is_raised_at_once(connection: Connection, script: Script) -> None:
+def test_an_error_of_no_network_is_raised_at_once(session: Session, script: Script) -> None:
     script.otherwise["one"] = LookupError("a bug")
     with pytest.raises(LookupError):
-        connection.session.link()
+        session.link()
     assert script.attempts == ["one"]
 
 
 def test_an_error_of_the_program_passes_once_a_link_was_open(
-    connection: Connection, script: Script, caplog: pytest.LogCaptureFixture
+    session: Session, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
     log: list[str] = []
-    connection.session.link()
-    connection.session.add(Member("a", log))
+    session.link()
+    session.add(Member("a", log))
     failures = [KeyError("x"), gevent.Timeout(CAME), KeyError("x"), ValueError("y")]
     script.plan("one", *failures)
     script.link.lose()
-    until_life(connection.session, 2)
+    until_life(session, 2)
     assert log == ["a"]
     warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
     told = [each for each in warnings if "the program supplies" in each.getMessage()]
@@ -390,10 +386,10 @@ def test_a_timeout_of_the_program_is_no_timeout_of_the_caller(
 
 
 def test_all_callers_get_the_same_error_with_a_traceback_of_their_own(
-    connection: Connection, script: Script
+    session: Session, script: Script
 ) -> None:
     script.plan("one", AccessRefused("no"))
-    callers = [gevent.spawn(_catch, connection.session.link) for _ in range(3)]
+    callers = [gevent.spawn(_catch, session.link) for _ in range(3)]
     errors = [caller.get(timeout=CAME) for caller in callers]
     assert len({id(error) for error in errors}) == 1
     assert errors[0] is not None
@@ -403,9 +399,7 @@ def test_all_callers_get_the_same_error_with_a_traceback_of_their_own(
     assert depth < 15
 
 
-def test_a_link_that_is_lost_at_once_counts_as_failed(
-    connection: Connection, script: Script
-) -> None:
+def test_a_link_that_is_lost_at_once_counts_as_failed(session: Session, script: Script) -> None:
     links = script.links
 
     class Stillborn(list[Any]):
@@ -415,9 +409,9 @@ def test_a_link_that_is_lost_at_once_counts_as_failed(
                 link.lose()
 
     script.links = Stillborn(links)
-    link = connection.session.link(Deadline(CAME))
+    link = session.link(Deadline(CAME))
     assert link is script.links[1]
-    assert connection.session.generation == 1
+    assert session.generation == 1
 
 
 # -- losing --------------------------------------------------------------------------------------
@@ -438,16 +432,14 @@ def test_without_members_the_next_use_opens_again(connection: Connection, script
     assert connection.declare_flight is not flight
 
 
-def test_a_loss_is_noticed_before_its_own_notice_comes(
-    connection: Connection, script: Script
-) -> None:
-    connection.session.link()
+def test_a_loss_is_noticed_before_its_own_notice_comes(session: Session, script: Script) -> None:
+    session.link()
     script.link.lose()
-    assert connection.session.link() is script.links[1]
+    assert session.link() is script.links[1]
     yield_to_hub()
     # The late notice of the former life changes nothing.
-    assert connection.session.state is SessionState.OPEN
-    assert connection.session.link() is script.links[1]
+    assert session.state is SessionState.OPEN
+    assert session.link() is script.links[1]
 
 
 def test_after_a_loss_the_next_broker_is_tried_first(connect: Connect, script: Script) -> None:
@@ -508,31 +500,29 @@ def test_a_listener_that_fails_affects_nobody_else(
 # -- recovering ----------------------------------------------------------------------------------
 
 
-def test_a_member_that_left_is_not_restored(connection: Connection, script: Script) -> None:
+def test_a_member_that_left_is_not_restored(session: Session, script: Script) -> None:
     log: list[str] = []
     leaving, staying = Member("leaving", log), Member("staying", log)
-    connection.session.add(leaving)
-    connection.session.add(leaving)
-    connection.session.add(staying)
-    connection.session.link()
-    connection.session.discard(leaving)
-    connection.session.discard(leaving)
+    session.add(leaving)
+    session.add(leaving)
+    session.add(staying)
+    session.link()
+    session.discard(leaving)
+    session.discard(leaving)
     script.link.lose()
     until(lambda: log)
     assert log == ["staying"]
 
 
-def test_when_the_last_member_leaves_nobody_reconnects(
-    connection: Connection, script: Script
-) -> None:
+def test_when_the_last_member_leaves_nobody_reconnects(session: Session, script: Script) -> None:
     member = Member("a", [])
-    connection.session.add(member)
-    connection.session.link()
+    session.add(member)
+    session.link()
     script.otherwise["one"] = REFUSED
     script.link.lose()
     until(lambda: len(script.attempts) > 1)
-    connection.session.discard(member)
-    until(lambda: connection.session.state is SessionState.IDLE)
+    session.discard(member)
+    until(lambda: session.state is SessionState.IDLE)
     tries = len(script.attempts)
     gevent.sleep(0.3)
     assert len(script.attempts) == tries
@@ -577,7 +567,7 @@ def test_polling_without_a_timeout_lets_recovery_run(
 
 
 def test_a_link_that_is_lost_while_members_are_restored_is_replaced(
-    connection: Connection, script: Script
+    session: Session, script: Script
 ) -> None:
     log: list[str] = []
 
@@ -585,23 +575,23 @@ def test_a_link_that_is_lost_while_members_are_restored_is_replaced(
         script.link.lose()
         raise RecoverableConnectionError("gone")
 
-    connection.session.add(Member("a", log))
-    connection.session.add(Member("b", log, lose))
-    connection.session.link()
+    session.add(Member("a", log))
+    session.add(Member("b", log, lose))
+    session.link()
     script.link.lose()
-    until_life(connection.session, 3)
+    until_life(session, 3)
     assert log == ["a", "a", "b"]
     assert len(script.links) == 3
 
 
 def test_a_link_may_be_lost_without_an_error_in_the_member(
-    connection: Connection, script: Script
+    session: Session, script: Script
 ) -> None:
     log: list[str] = []
-    connection.session.add(Member("a", log, lambda: script.link.lose()))
-    connection.session.link()
+    session.add(Member("a", log, lambda: script.link.lose()))
+    session.link()
     script.link.lose()
-    until_life(connection.session, 3)
+    until_life(session, 3)
     assert log == ["a", "a"]
     assert len(script.links) == 3
 
@@ -617,14 +607,14 @@ def test_a_member_may_use_the_new_link_while_it_is_restored(
 
 
 def test_a_member_that_cannot_be_restored_is_reported_and_left_out(
-    connection: Connection, script: Script
+    session: Session, script: Script
 ) -> None:
     log: list[str] = []
     error = NotFound("no queue")
     notified = Notified("told", log, error)
-    connection.session.add(notified)
-    connection.session.add(Member("other", log))
-    connection.session.link()
+    session.add(notified)
+    session.add(Member("other", log))
+    session.link()
     script.link.lose()
     until(lambda: log == ["other"])
     assert notified.failure is error
@@ -644,23 +634,21 @@ def test_an_error_that_nobody_takes_reaches_who_drains(
         connection.drain_events(timeout=0.01)
 
 
-def test_what_may_pass_is_tried_again_apart(connection: Connection, script: Script) -> None:
+def test_what_may_pass_is_tried_again_apart(session: Session, script: Script) -> None:
     log: list[str] = []
-    connection.session.add(Member("a", log, ResourceLocked("held"), TimeoutError("late")))
-    connection.session.add(Member("b", log))
-    connection.session.link()
+    session.add(Member("a", log, ResourceLocked("held"), TimeoutError("late")))
+    session.add(Member("b", log))
+    session.link()
     script.link.lose()
-    until_life(connection.session, 2)
+    until_life(session, 2)
     assert log == ["b"]
     until(lambda: log == ["b", "a"])
 
 
-def test_what_is_tried_again_apart_may_fail_for_good(
-    connection: Connection, script: Script
-) -> None:
+def test_what_is_tried_again_apart_may_fail_for_good(session: Session, script: Script) -> None:
     member = Notified("a", [], ResourceLocked("held"), NotFound("gone"))
-    connection.session.add(member)
-    connection.session.link()
+    session.add(member)
+    session.link()
     script.link.lose()
     until(lambda: isinstance(member.failure, NotFound))
 
@@ -890,14 +878,6 @@ def test_a_closed_session_forgets_its_members(connection: Connection, script: Sc
 # -- hubs, forks, references ---------------------------------------------------------------------
 
 
-@pytest.fixture
-def thread() -> Iterator[ThreadPool]:
-    """A real thread, in a patched process too."""
-    pool = ThreadPool(1)
-    yield pool
-    pool.kill()
-
-
 def test_use_from_another_thread_names_both_and_the_remedy(
     connection: Connection, thread: ThreadPool
 ) -> None:
@@ -1032,10 +1012,10 @@ def test_a_recovery_that_somebody_kills_keeps_nobody_waiting(
 
 
 def test_an_attempt_that_somebody_kills_keeps_nobody_waiting(
-    connection: Connection, script: Script
+    session: Session, script: Script
 ) -> None:
     script.plan("one", lambda: gevent.sleep(CAME))
-    calling = gevent.spawn(connection.session.link)
+    calling = gevent.spawn(session.link)
     until(lambda: script.attempts)
     assert killed("connect") == 1
     assert calling.get(timeout=CAME) is script.link

@@ -9,7 +9,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.green.deadline import Deadline
-from greenconn.session.session import Members, SessionState
+from greenconn.session.session import Members, Session, SessionState
 from tests.fix_logs import waiting_log
 from tests.fix_wires import until
 from tests.scripted import Script
@@ -66,14 +66,12 @@ def test_a_failure_that_is_logged_does_not_end_the_next_attempt(
     assert session.state.value == "open"
 
 
-def test_a_recovery_that_fails_and_is_logged_is_followed_by_the_next(
-    connection: Connection,
-) -> None:
+def test_a_recovery_that_fails_and_is_logged_is_followed_by_the_next(session: Session) -> None:
     ends: list[object] = []
 
     class Session:
-        broker = connection.session.broker
-        life = connection.session.life
+        broker = session.broker
+        life = session.life
 
         def attempt(self) -> Any:
             raise ZeroDivisionError
