@@ -8,7 +8,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import gevent
 import pytest
@@ -79,6 +79,11 @@ class Factory:
             **kwargs,  # type: ignore[arg-type]
         )
 
+    def lending(self, limit: int | None = 2, count: int = 1, **kwargs: Any) -> tuple[Any, ...]:
+        """A pool of these things, and so many things that it has lent."""
+        pool = self.pool(limit, **kwargs)
+        return pool, *(pool.acquire() for _ in range(count))
+
 
 @pytest.fixture
 def factory() -> Factory:
@@ -107,20 +112,11 @@ def settle() -> None:
         yield_to_hub()
 
 
-@pytest.fixture
-def thread() -> Iterator[ThreadPool]:
-    """A real thread, in a patched process too."""
-    pool = ThreadPool(1)
-    yield pool
-    pool.kill()
-
-
 Spawn: TypeAlias = "Callable[..., gevent.Greenlet[..., Thing]]"
 
 
 def test_the_latest_is_used_first(factory: Factory) -> None:
-    pool = factory.pool(3)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(3, count=2)
     pool.release(one)
     pool.release(two)
     assert pool.acquire() is two
@@ -129,8 +125,7 @@ def test_the_latest_is_used_first(factory: Factory) -> None:
 
 
 def test_waiters_are_served_in_the_order_of_arrival(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     waiters = [spawned(pool.acquire) for _ in range(5)]
     for served in range(5):
         pool.release(thing)
@@ -139,8 +134,7 @@ def test_waiters_are_served_in_the_order_of_arrival(factory: Factory, spawned: S
 
 
 def test_nobody_barges_in(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     waiter = spawned(pool.acquire)
     pool.release(thing)  # on its way to the waiter, who has not run yet
     with pytest.raises(LimitExceeded):
@@ -204,8 +198,7 @@ def test_a_killed_creation_is_the_next_ones_turn(factory: Factory, spawned: Spaw
 
 
 def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     first, second = spawned(pool.acquire), spawned(pool.acquire)
     first.kill(block=False)
     pool.release(thing)
@@ -214,8 +207,7 @@ def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: S
 
 
 def test_one_killed_after_it_was_permitted_passes_it_on(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     first, second = spawned(pool.acquire), spawned(pool.acquire)
     first.kill(block=False)
     pool.remove(thing)
@@ -225,8 +217,7 @@ def test_one_killed_after_it_was_permitted_passes_it_on(factory: Factory, spawne
 
 
 def test_timeouts_leave_the_line(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     with pytest.raises(LimitExceeded, match=r"none free within 0\.0 s"):
         pool.acquire(deadline=0)
     with pytest.raises(LimitExceeded):
@@ -278,16 +269,14 @@ def test_at_most_ten_holders_are_named(factory: Factory) -> None:
 
 
 def test_not_blocking_lets_the_hub_turn_first(factory: Factory) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     releases = gevent.spawn(pool.release, thing)
     assert pool.acquire(block=False) is thing
     releases.get(timeout=30)
 
 
 def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(2)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(2, count=2)
     pool.release(one)
     pool.release(two)
     two.is_alive = False
@@ -311,8 +300,7 @@ def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
 
 
 def test_one_that_dies_on_its_way_is_replaced(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     waiter = spawned(pool.acquire)
     pool.release(thing)
     thing.is_alive = False
@@ -320,8 +308,7 @@ def test_one_that_dies_on_its_way_is_replaced(factory: Factory, spawned: Spawn) 
 
 
 def test_giving_back_twice_does_nothing(factory: Factory) -> None:
-    pool = factory.pool()
-    thing = pool.acquire()
+    pool, thing = factory.lending()
     assert pool.release(thing)
     assert not pool.release(thing)
     assert not pool.remove(thing)
@@ -366,8 +353,7 @@ def test_a_lower_limit_drops_what_is_idle_and_later_what_comes_back(factory: Fac
 
 
 def test_a_lower_limit_keeps_waiters_waiting(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(2)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(2, count=2)
     waiter = spawned(pool.acquire)
     pool.resize(1)
     pool.release(one)
@@ -378,8 +364,7 @@ def test_a_lower_limit_keeps_waiters_waiting(factory: Factory, spawned: Spawn) -
 
 
 def test_closing(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(2)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(2, count=2)
     waiter = spawned(pool.acquire)
     pool.release(two)
     assert waiter.get(timeout=30) is two
@@ -395,8 +380,7 @@ def test_closing(factory: Factory, spawned: Spawn) -> None:
 
 @pytest.mark.parametrize("by", ["release", "remove"])
 def test_closing_while_something_is_on_its_way(factory: Factory, spawned: Spawn, by: str) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     waiter = spawned(pool.acquire)
     getattr(pool, by)(thing)
     pool.close()
@@ -419,8 +403,7 @@ def test_closing_while_one_is_created(factory: Factory, spawned: Spawn) -> None:
 
 
 def test_what_was_cleared_is_not_released_again_as_lost(factory: Factory) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     pool.note_lost(thing)
     assert pool.clear() == [thing]
     assert pool.lost() == []
@@ -432,8 +415,7 @@ def test_listeners_learn_how_long_a_wait_was(factory: Factory, spawned: Spawn) -
             heard.append(event)
 
     heard: list[PoolWaitEvent] = []
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     recorder = Recorder()
     LISTENERS.add(recorder)
     try:
@@ -449,8 +431,7 @@ def test_listeners_learn_how_long_a_wait_was(factory: Factory, spawned: Spawn) -
 
 
 def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(2)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(2, count=2)
     waiter = spawned(pool.acquire)
     pool.release(two)  # on its way
     assert pool.clear() == [one, two]
@@ -460,8 +441,7 @@ def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
 
 
 def test_clearing_what_is_in_use_makes_room_for_who_waits(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    held = pool.acquire()
+    pool, held = factory.lending(1)
     waiter = spawned(pool.acquire)
     assert pool.clear() == [held]
     assert waiter.get(timeout=30).number == 2
@@ -490,8 +470,7 @@ def test_exchanging(factory: Factory) -> None:
 def test_a_long_wait_is_logged_once_until_nobody_waits(
     factory: Factory, spawned: Spawn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = factory.pool(1, warn_after=0.03)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1, warn_after=0.03)
     for times in (1, 2):
         waiters = [spawned(pool.acquire) for _ in range(3)]
         until(lambda times=times: len(caplog.records) == times)  # type: ignore[misc]
@@ -508,8 +487,7 @@ def test_a_long_wait_is_logged_once_until_nobody_waits(
 def test_a_wait_that_goes_on_when_another_ends_is_logged(
     factory: Factory, spawned: Spawn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = factory.pool(1, warn_after=0.05)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1, warn_after=0.05)
     first, second = spawned(pool.acquire), spawned(pool.acquire)
     gevent.sleep(0.01)
     pool.release(thing)
@@ -532,8 +510,7 @@ def test_a_wait_with_a_timeout_is_not_logged(
 def test_one_that_was_lost_comes_back_by_the_next_acquire(
     factory: Factory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     pool.note_lost(thing)
     assert pool.stats()["in_use"] == 1  # only noted
     assert pool.acquire(block=False) is thing
@@ -588,16 +565,14 @@ def test_what_is_removed_leaves_the_parent_too(factory: Factory) -> None:
 def test_one_that_was_lost_comes_back_by_the_hub(
     factory: Factory, spawned: Spawn, thread: ThreadPool
 ) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     waiter = spawned(pool.acquire)
     thread.apply(pool.note_lost, (thing,))  # the collector runs anywhere
     assert waiter.get(timeout=30) is thing
 
 
 def test_one_hub_only(factory: Factory, thread: ThreadPool) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     for use in (pool.acquire, lambda: pool.release(thing), lambda: pool.remove(thing)):
         with pytest.raises(WrongHub, match="give each thread a connection of its own"):
             thread.apply(use)
@@ -605,8 +580,7 @@ def test_one_hub_only(factory: Factory, thread: ThreadPool) -> None:
 
 
 def test_forgetting(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(2)
-    one = pool.acquire()
+    pool, one = factory.lending(2)
     factory.go.clear()
     creating = spawned(pool.acquire)
     waiting = spawned(pool.acquire)
@@ -622,8 +596,7 @@ def test_forgetting(factory: Factory, spawned: Spawn) -> None:
 
 
 def test_forgetting_what_is_on_its_way(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     waiter, killed = spawned(pool.acquire), spawned(pool.acquire)
     pool.release(thing)
     killed.kill(block=False)
@@ -651,8 +624,7 @@ def test_nothing_refers_to_a_holder(factory: Factory) -> None:
 
 
 def test_what_was_removed_is_counted(factory: Factory) -> None:
-    pool = factory.pool(2)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(2, count=2)
     assert pool.remove(one)
     assert not pool.remove(one)
     assert (pool.stats()["discarded"], pool.stats()["in_use"]) == (1, 1)
@@ -663,8 +635,7 @@ def test_what_was_removed_is_counted(factory: Factory) -> None:
 
 
 def test_what_is_being_made_is_in_use(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(3)
-    held = pool.acquire()
+    pool, held = factory.lending(3)
     factory.go.clear()
     making = spawned(pool.acquire)
     assert pool.stats()["in_use"] == 2
@@ -677,8 +648,7 @@ def test_what_is_being_made_is_in_use(factory: Factory, spawned: Spawn) -> None:
 def test_who_does_not_wait_may_be_given_what_the_turn_frees(
     factory: Factory, spawned: Spawn
 ) -> None:
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     for give in (pool.release, pool.remove):
         gevent.spawn(give, thing)
         thing = pool.acquire(block=False)
@@ -714,8 +684,7 @@ def test_one_that_is_made_instead_counts_against_the_limit(
 
 
 def test_one_that_the_lender_finds_dead_is_replaced(factory: Factory, spawned: Spawn) -> None:
-    pool = factory.pool(2, lender_checks=True)
-    one, two = pool.acquire(), pool.acquire()
+    pool, one, two = factory.lending(2, lender_checks=True, count=2)
     pool.release(one)
     pool.release(two)
     two.is_alive = False
@@ -772,8 +741,7 @@ def test_one_that_cannot_be_checked_leaves_the_pool(factory: Factory) -> None:
         asked.append(thing)
         raise LookupError
 
-    pool = factory.pool(1)
-    thing = pool.acquire()
+    pool, thing = factory.lending(1)
     pool.release(thing)
     pool._is_alive = fail
     with pytest.raises(LookupError):
