@@ -156,10 +156,16 @@ def test_what_is_written_is_what_was_settled() -> None:
     run_state_machine_as_test(AnswersMachine, settings=settings(stateful_step_count=60))
 
 
-def test_acks_in_order_become_one_frame() -> None:
+def tracker(*tags: int) -> AckTracker:
+    """Return one to which these were delivered."""
     ledger = AckTracker()
-    for tag in range(1, 101):
+    for tag in tags:
         ledger.delivered(tag)
+    return ledger
+
+
+def test_acks_in_order_become_one_frame() -> None:
+    ledger = tracker(*range(1, 101))
     for tag in range(1, 51):
         assert ledger.ack(tag)
     assert ledger.take_acks() == [(50, True)]
@@ -170,9 +176,7 @@ def test_acks_in_order_become_one_frame() -> None:
 
 
 def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
-    ledger = AckTracker()
-    for tag in (2, 4, 6):
-        ledger.delivered(tag)
+    ledger = tracker(2, 4, 6)
     assert not ledger.ack_up_to(5)  # as for a broker, also where 5 needed no ack
     assert ledger.ack_up_to(4)
     assert ledger.take_acks() == [(4, True)]
@@ -227,8 +231,7 @@ def test_a_rollback_puts_the_tags_back_in_their_order() -> None:
 
 
 def test_what_was_delivered_before_belongs_to_it() -> None:
-    before = AckTracker()
-    before.delivered(7)
+    before = tracker(7)
     ledger = TransactionAckTracker(before)
     assert ledger.ack(7)
     assert not ledger.ack(7)
@@ -242,11 +245,8 @@ def test_requeues_in_a_transaction_are_written_one_by_one() -> None:
     assert not ledger.requeue(9)
     assert ledger.ack(3)
     assert ledger.take_acks() == [(3, False)]
-    assert ledger.take_requeues(1) == [
-        (1, False),
-        (2, False),
-        (4, False),
-    ]  # all, whatever the limit
+    # All, whatever the limit.
+    assert ledger.take_requeues(1) == [(1, False), (2, False), (4, False)]
     assert ledger.take_requeues(10) == []
     assert ledger.end_transaction() == [4, 1, 2, 3]
     assert ledger.end_transaction() == []
@@ -257,9 +257,7 @@ def test_requeues_in_a_transaction_are_written_one_by_one() -> None:
 
 
 def test_requeues_are_merged_below_what_is_outstanding() -> None:
-    ledger = AckTracker()
-    for tag in range(1, 8):
-        ledger.delivered(tag)
+    ledger = tracker(*range(1, 8))
     for tag in (1, 2, 4, 5, 7):
         assert ledger.requeue(tag)
     assert ledger.take_requeues(2) == [(2, True), (4, False)]
@@ -274,9 +272,7 @@ def test_requeues_are_merged_below_what_is_outstanding() -> None:
 
 
 def test_acks_are_not_merged_over_what_is_requeue() -> None:
-    ledger = AckTracker()
-    for tag in range(1, 7):
-        ledger.delivered(tag)
+    ledger = tracker(*range(1, 7))
     assert ledger.requeue(3)
     for tag in (1, 2, 4, 5):
         assert ledger.ack(tag)
@@ -287,19 +283,15 @@ def test_acks_are_not_merged_over_what_is_requeue() -> None:
 
 
 def test_acks_are_not_merged_over_what_is_outstanding_below_requeued_tags() -> None:
-    ledger = AckTracker()
-    for tag in range(1, 7):
-        ledger.delivered(tag)
+    ledger = tracker(*range(1, 7))
     assert ledger.requeue(5)
     for tag in (1, 3, 4):
         assert ledger.ack(tag)
     assert ledger.take_acks() == [(1, False), (3, False), (4, False)]
     for tag in (2, 6):
         assert ledger.ack(tag)
-    assert ledger.take_acks() == [
-        (2, False),
-        (6, False),
-    ]  # nothing is outstanding, but 5 is not settled
+    # Nothing is outstanding, but 5 is not settled.
+    assert ledger.take_acks() == [(2, False), (6, False)]
 
 
 def test_nothing_is_requeued_while_the_broker_recovers() -> None:
@@ -315,8 +307,7 @@ def test_nothing_is_requeued_while_the_broker_recovers() -> None:
 
 
 def test_a_transaction_goes_on_with_what_was_requeued_before() -> None:
-    before = AckTracker()
-    before.delivered(1)
+    before = tracker(1)
     assert before.requeue(1)
     before.begin_recover()
     ledger = TransactionAckTracker(before)
@@ -324,8 +315,7 @@ def test_a_transaction_goes_on_with_what_was_requeued_before() -> None:
     assert ledger.take_requeues(9) == []
     ledger = TransactionAckTracker(AckTracker())
     assert not ledger.is_recovering
-    before = AckTracker()
-    before.delivered(2)
+    before = tracker(2)
     assert before.requeue(2)
     assert TransactionAckTracker(before).take_requeues(9) == [(2, False)]
 
