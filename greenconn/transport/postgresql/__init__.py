@@ -635,12 +635,12 @@ class PostgresStore(Store):
     def _active_of(self, single: Collection[int]) -> set[int]:
         """Return those of some queues whose single active consumer is here.
 
-        One that becomes it waits until what the former one held was settled, or is back: it is older.
+        One that becomes it waits until what a dead one held is back: it is older.
         """
         firsts = self._queues.firsts(single)
         self._active -= set(single) - firsts
         if new := firsts - self._active:
-            self._active |= new - messages.held_by_others(self.session, new, self._register())
+            self._active |= new - messages.held_by_dead(self.session, new, self._register())
         return firsts & self._active
 
     def _get(self, name: str) -> list[Claimed]:
@@ -690,11 +690,6 @@ class PostgresStore(Store):
         for queue, error in settled.refused:
             self.log_refusal(queue, error)
         self._after(settled)
-        left = {each.message.queue for each in requests}.difference(self._numbers)
-        rows = [self._queues.row(name) for name in left]
-        # The next single active consumer waits until nothing is held here.
-        single = [row.id for row in rows if row is not None and row.policy.is_single_active]
-        announce(self.session, single, self.owner)
         return settled.late
 
     def is_held(self, handle: messages.Handle) -> bool:

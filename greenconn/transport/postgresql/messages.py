@@ -296,11 +296,16 @@ def claim_active(
     return _claimed(session.fetch(_CLAIM_ACTIVE, values), holder, queues)
 
 
-def held_by_others(session: Session, numbers: Collection[int], holder: int) -> set[int]:
-    """Return those of some queues of which another link holds messages."""
+def held_by_dead(session: Session, numbers: Collection[int], holder: int) -> set[int]:
+    """Return those of some queues of which a link that is dead still holds messages.
+
+    (One of a pooler is known to be dead when its lease ends, by which its messages are back, too.)
+    """
     found = session.fetch(
+        "WITH dead AS MATERIALIZED (SELECT number FROM greenconn.links "
+        "WHERE number > 0 AND number <> %b AND pg_try_advisory_xact_lock_shared(number)) "
         "SELECT DISTINCT queue FROM greenconn.messages "
-        "WHERE holder IS NOT NULL AND holder <> %b AND queue = ANY (%b::int8[])",
+        "WHERE holder IN (SELECT number FROM dead) AND queue = ANY (%b::int8[])",
         (holder, list(numbers)),
     )
     return {number for (number,) in found}

@@ -153,8 +153,6 @@ class SqliteStore(Store):
         self._fifo: WakeupPipe | None = None
         #: Numbers and names of the queues that are consumed here.
         self._consumed: dict[int, str] = {}
-        #: Numbers of the queues whose single active consumer is one of this link's.
-        self._active: set[int] = set()
         self._numbers: dict[str, int] = {}
         self._timer: Any = None
         self._timer_at: float | None = None
@@ -385,7 +383,6 @@ class SqliteStore(Store):
         number = self._numbers.pop(name, None)
         if number is not None:
             self._consumed.pop(number, None)
-            self._active.discard(number)
 
     def other_consumers(self, name: str) -> int:
         return int(self._database.read(self._database.queues.other_consumers, name, self.owner))
@@ -432,12 +429,7 @@ class SqliteStore(Store):
                 numbers[self._numbers[name]] = most
         if numbers:
             taken = database.write(
-                messages.claim,
-                database.queues,
-                numbers,
-                how,
-                self._active,
-                on_left=self._taken_in_vain,
+                messages.claim, database.queues, numbers, how, on_left=self._taken_in_vain
             )
         elif len(wanted) == 1:  # ``basic_get``
             (name,) = wanted
@@ -465,7 +457,6 @@ class SqliteStore(Store):
                 self._database.queues,
                 [SettleRequest(each, Settlement.REQUEUE, is_unseen=True) for each in claimed],
                 messages.Claim(next(self._claims), self.lease, self.owner),
-                self._numbers,
             )
 
     def settle(self, requests: Sequence[SettleRequest]) -> int | None:
@@ -474,7 +465,6 @@ class SqliteStore(Store):
             self._database.queues,
             requests,
             messages.Claim(next(self._claims), self.lease, self.owner),
-            self._numbers,
             on_left=self._stored_in_vain,
         )
         for queue, error in settled.refused:

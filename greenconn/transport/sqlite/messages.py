@@ -237,17 +237,12 @@ def _read(text: str, body: bytes) -> Envelope | None:
 
 # -- taking
 def claim(
-    db: sqlite3.Connection,
-    queues: Queues,
-    wanted: Mapping[int, int],
-    how: Claim,
-    active: set[int],
+    db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how: Claim
 ) -> ClaimResult:
     """Take messages of queues that are consumed.
 
     Arguments:
         wanted: number of a queue -> how many.
-        active: numbers of the queues whose single active consumer was this link's; kept up to date.
     """
     now = time()
     due, pipes = release_due(db, now, how.owner)
@@ -256,7 +251,7 @@ def claim(
     dry = set(wanted)
     for number in ready_of(db, wanted):
         queue = queues.of(db, number)
-        if queue.policy.is_single_active and not _is_active(db, queue, how.owner, active):
+        if queue.policy.is_single_active and not _is_first(db, queue, how.owner):
             continue
         found = _take(db, queue, wanted[number], how)
         if len(found) == wanted[number]:
@@ -324,23 +319,12 @@ def _hold(db: sqlite3.Connection, ids: Sequence[int], how: Claim) -> None:
         )
 
 
-def _is_active(db: sqlite3.Connection, queue: QueueRow, owner: str, active: set[int]) -> bool:
-    """Return whether *owner* has the single active consumer of a queue.
-
-    One that becomes it waits until what the former one held was settled, or is back: it is older.
-    """
+def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
+    """Return whether *owner* has the single active consumer of a queue."""
     first = db.execute(
         "SELECT owner FROM consumers WHERE queue = ? ORDER BY id LIMIT 1", (queue.id,)
     ).fetchone()
-    if first is None or first[0] != owner:
-        active.discard(queue.id)
-        return False
-    if queue.id not in active:
-        is_held = "SELECT 1 FROM messages WHERE queue = ? AND state = 2 LIMIT 1"
-        if db.execute(is_held, (queue.id,)).fetchone() is not None:
-            return False
-        active.add(queue.id)
-    return True
+    return first is not None and first[0] == owner
 
 
 def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int], Pipes]:
@@ -386,17 +370,9 @@ def next_time(db: sqlite3.Connection) -> float | None:
 
 
 def settle(
-    db: sqlite3.Connection,
-    queues: Queues,
-    requests: Sequence[SettleRequest],
-    claim: Claim,
-    consumed: Collection[str],
+    db: sqlite3.Connection, queues: Queues, requests: Sequence[SettleRequest], claim: Claim
 ) -> PutResult:
-    """Settle what is held; what is not held any more stays as it is.
-
-    Arguments:
-        consumed: the queues that the link consumes.
-    """
+    """Settle what is held; what is not held any more stays as it is."""
     gone: list[Handle] = []
     back: defaultdict[_Return, list[Handle]] = defaultdict(list)
     dead: list[SettleRequest] = []
@@ -429,15 +405,9 @@ def settle(
             f"DELETE FROM messages WHERE claim = ? AND id IN {marks}", (number, *values)
         ).rowcount
     pipes, next_at = stored.pipes, stored.next_at
-    returned: set[int] = set()
     if back:
         returned, again_at = _requeue(db, back)
         next_at = earliest(next_at, again_at)
-    if names := {each.message.queue for each in requests}.difference(consumed):
-        # The next single active consumer waits until nothing is held by this one.
-        rows = queues.rows(db, names).values()
-        returned |= {row.id for row in rows if row.policy.is_single_active}
-    if returned:
         for pipe, numbers in take_waiting(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
     return PutResult([], pipes, stored.dead, next_at, late, refused)
@@ -612,6 +582,7 @@ def maintain(
         )
     ]
     orphans = {*silent, *(ended if trusts_clock else ())} - {how.owner}
+    orphans = {each for each in orphans if not _is_awaited(db, queues, each, how.lease)}
     for owner in orphans:
         _add(pipes, leave(db, queues, owner))
     for (name,) in db.execute(
@@ -627,6 +598,21 @@ def maintain(
     overdue = [each for each in ended if each not in orphans]
     names = [consumed[n] for n in ready]
     return MaintenanceResult(names, gone, dead, pipes, sorted(orphans), overdue, next_time(db))
+
+
+def _is_awaited(db: sqlite3.Connection, queues: Queues, owner: str, lease: float) -> bool:
+    """Return whether a dead link may hold messages of a queue with a single active consumer.
+
+    They are older than what the next active consumer would get.  Their leases end no later than one
+    lease after the link's; those of the living are renewed.
+    """
+    held = db.execute(
+        "SELECT c.queue FROM consumers c JOIN owners o ON o.owner = c.owner WHERE c.owner = ? "
+        "AND EXISTS (SELECT 1 FROM messages m WHERE m.queue = c.queue AND m.state = ? "
+        "AND m.at <= o.until + ?)",
+        (owner, HELD, lease),
+    ).fetchall()
+    return any(queues.of(db, number).policy.is_single_active for (number,) in held)
 
 
 def _existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:

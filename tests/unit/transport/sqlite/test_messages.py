@@ -31,9 +31,9 @@ def steps(waiting: int) -> int:
             return 0
 
         db.set_progress_handler(progress, 1)
-        taken = claim(db, queues, {1: 10}, how, set()).claimed
+        taken = claim(db, queues, {1: 10}, how).claimed
         assert len(taken) == 10
-        settle(db, queues, [SettleRequest(each, Settlement.ACK) for each in taken], how, {"q"})
+        settle(db, queues, [SettleRequest(each, Settlement.ACK) for each in taken], how)
         return count
 
 
@@ -62,4 +62,4 @@ def test_a_bounded_queue_is_counted_once_for_many_messages(
         bodies = [b"%d%d" % (number, number) for number in range(9)]
         put(db, queues, [Entry("q", {"body": body}) for body in bodies], how)
         assert sum("count(*)" in each for each in statements) == 1
-        assert [each.raw for each in claim(db, queues, {1: 10}, how, set()).claimed] == left
+        assert [each.raw for each in claim(db, queues, {1: 10}, how).claimed] == left
