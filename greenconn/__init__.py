@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
     from greenconn.entity import Exchange, Queue, SuperStream, binding
+    from greenconn.exceptions import AlreadyQueued
     from greenconn.identity import uuid
     from greenconn.listeners import Listener, add_listener, remove_listener
     from greenconn.message import Message
     from greenconn.messaging import Consumer, Producer
-    from greenconn.options import Retry
+    from greenconn.options import Limit, Rate, Retry
     from greenconn.pools import connections, producers
     from greenconn.publishing import publish, publish_many
     from greenconn.serialization import disable_insecure_serializers, enable_insecure_serializers
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VERSION",
+    "AlreadyQueued",
     "App",
     "Broadcast",
     "BrokerConnection",
@@ -51,11 +53,13 @@ __all__ = [
     "Discard",
     "Exchange",
     "FileOffsets",
+    "Limit",
     "Listener",
     "Message",
     "Producer",
     "Queue",
     "QueueOffsets",
+    "Rate",
     "Retry",
     "RetryLater",
     "SuperStream",
@@ -93,7 +97,8 @@ _NAMES = {
     "listeners": ("Listener", "add_listener", "remove_listener"),
     "message": ("Message",),
     "messaging": ("Consumer", "Producer"),
-    "options": ("Retry",),
+    "exceptions": ("AlreadyQueued",),
+    "options": ("Limit", "Rate", "Retry"),
     "pools": ("connections", "producers"),
     "publishing": ("publish", "publish_many"),
     "serialization": ("disable_insecure_serializers", "enable_insecure_serializers"),

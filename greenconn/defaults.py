@@ -46,7 +46,9 @@ Kind: TypeAlias = Literal["consume", "publish"]
 KINDS: Final = ("consume", "publish")
 PURPOSES: Final = {"consume": "consuming", "publish": "publishing"}
 #: The arguments that take a URL and further arguments of a connection.
-ARGUMENTS: Final = CONNECTION_ARGUMENTS - {"hostname"} | {"url"}
+ARGUMENTS: Final = CONNECTION_ARGUMENTS - {"hostname"} | {"limits", "url"}
+#: Names of the transports whose brokers keep limits.
+KEEPERS: Final = ("memory", "postgresql", "redis", "sqlite")
 
 
 class _Pair(dict[str, Connection]):
@@ -122,6 +124,7 @@ def configure(
     url: str | None = None,
     *,
     declare_by_name: bool | None = None,
+    limits: Connection | str | None = None,
     **connection_kwargs: Unpack[ConnectionArguments],
 ) -> None:
     """Set the broker for ``spawn_consumer``, ``publish`` and ``rpc`` calls without a connection.  May
@@ -136,6 +139,9 @@ def configure(
         declare_by_name: who declares a queue that is given by name and does not exist, on any
             connection.  None: consumers declare it.  True: consumers and publishers declare it.  False:
             it is never declared, and its absence is an error.
+        limits: where the limits and rates of consumers and the unique keys of messages are kept: the URL
+            or a ``Connection`` of Redis, PostgreSQL, SQLite or memory.  A broker that is one of these
+            keeps its own.  None uses the environment variable ``GREENCONN_LIMITS``, if it is set.
         connection_kwargs: arguments of :class:`~greenconn.connection.Connection`.
 
     Raises:
@@ -148,7 +154,8 @@ def configure(
             f"url must be text such as 'amqp://localhost//', or None, got {type(url).__name__}"
         )
     check_keywords("configure", connection_kwargs, ARGUMENTS | {"declare_by_name"})
-    new = Configuration(url, connection_kwargs, declare_by_name)
+    check_limits(limits)
+    new = Configuration(url, connection_kwargs, declare_by_name, limits)
     if url is not None:
         _made(new)()  # made to be checked; it never opens
         if not connection_kwargs.get("transport"):
@@ -159,6 +166,34 @@ def configure(
         fresh = _kept.get()
         fresh.by_url = kept.by_url
         _close_all(kept.default.take())
+
+
+def keeper_of(connection: Connection) -> str | None:
+    """Return which of :data:`KEEPERS` the broker of *connection* is; None: it keeps no limits."""
+    kind = connection.get_transport_cls()
+    for name in KEEPERS:
+        if any(base.__module__ == f"greenconn.transport.{name}" for base in kind.__mro__):
+            return name
+    return None
+
+
+def check_limits(given: object) -> None:
+    """Check the argument ``limits`` of ``configure`` and ``App``.
+
+    Raises:
+        TypeError: it is no URL and no connection.
+        ValueError: that broker keeps no limits.
+    """
+    if given is None:
+        return
+    if not isinstance(given, (str, Connection)):
+        raise TypeError(f"limits must be a URL, a Connection or None, got {type(given).__name__}")
+    connection = Connection(given) if isinstance(given, str) else given  # it never opens
+    if keeper_of(connection) is None:
+        raise ValueError(
+            f"limits must be the URL or a Connection of Redis, PostgreSQL, SQLite or memory, got "
+            f"{connection.as_uri()!r}"
+        )
 
 
 def declare_by_name() -> bool | None:

@@ -252,6 +252,20 @@ class ChannelLimitExceeded(LimitExceeded):
     """The pool has no free channel."""
 
 
+class AlreadyQueued(KombuError):
+    """A message with the same unique key is in the queue already; this one was not published.
+
+    Attributes:
+        key: the argument ``unique``.
+        message_id: the id of the message that has the key.
+    """
+
+    def __init__(self, *args: object, key: str = "", message_id: str = "") -> None:
+        super().__init__(*args)
+        self.key = key
+        self.message_id = message_id
+
+
 class VersionMismatch(KombuError):
     """The version of an installed library is not supported."""
 

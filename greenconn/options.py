@@ -28,6 +28,7 @@ from greenconn.checks import (
     Seconds,
     check_callable,
     check_count,
+    check_runs,
     check_seconds,
     check_type,
     did_you_mean,
@@ -313,6 +314,90 @@ class Retry(Record):
                 f"unknown option {unknown[0]!r} of Retry: {did_you_mean(unknown[0], cls.fields)}"
             )
         return options
+
+
+class Limit(Record):
+    """A limit on the handlers of a queue that run at the same time, in all processes together."""
+
+    limit: int
+    """Maximum number of handlers that run at the same time, for each key; at least 1."""
+
+    key: Callable[[Any, Any], Any] | None = None
+    """Function that takes the decoded body and the message and returns the key: text, bytes, a number, a
+    bool, None, or a tuple of them.  None: one limit for the whole queue."""
+
+    scope: Literal["all", "process"] = "all"
+    """``'all'``: all processes together, by the store of limits.  ``'process'``: each consumer by
+    itself, without a store."""
+
+    lease: float = 30.0
+    """Seconds after which the place of a process that has died is free again; at least 1."""
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        key: Callable[[Any, Any], Any] | None = None,
+        scope: Literal["all", "process"] = "all",
+        lease: Seconds = 30.0,
+    ) -> None:
+        super().__init__(limit=limit, key=key, scope=scope, lease=lease)
+
+    def __post_init__(self) -> None:
+        check_count(self, "limit", least=1, optional=False)
+        check_seconds(self, "lease", optional=False)
+        if self.lease < 1:
+            raise invalid(self, "lease", "at least 1 s")
+        _check_limit(self)
+
+
+class Rate(Record):
+    """A rate limit on the handlers of a queue that start, in all processes together.
+
+    It is a token bucket, which holds *burst* tokens and gets *limit* tokens in *per* seconds.  So in any
+    period of t seconds at most *burst* + *limit* x t / *per* handlers start.
+    """
+
+    limit: float
+    """Number of handlers that may start within *per* seconds, for each key."""
+
+    per: float = 1.0
+    """The period of the limit, in seconds or as a timedelta."""
+
+    burst: int = 1
+    """Number of handlers that may start at once after a pause."""
+
+    key: Callable[[Any, Any], Any] | None = None
+    """Function that takes the decoded body and the message and returns the key, as for
+    :class:`Limit`.  None: one rate for the whole queue."""
+
+    scope: Literal["all", "process"] = "all"
+    """As for :class:`Limit`."""
+
+    def __init__(
+        self,
+        limit: float,
+        *,
+        per: Seconds = 1.0,
+        burst: int = 1,
+        key: Callable[[Any, Any], Any] | None = None,
+        scope: Literal["all", "process"] = "all",
+    ) -> None:
+        super().__init__(limit=limit, per=per, burst=burst, key=key, scope=scope)
+
+    def __post_init__(self) -> None:
+        check_seconds(self, "per", above_zero=True, optional=False)
+        check_count(self, "burst", least=1, optional=False)
+        if not is_number(self.limit) or not self.limit > 0:
+            raise invalid(self, "limit", "a number above 0")
+        _check_limit(self)
+
+
+def _check_limit(options: Limit | Rate) -> None:
+    if options.scope not in ("all", "process"):
+        raise invalid(options, "scope", "'all' or 'process'")
+    check_callable(options, "key")
+    check_runs(f"{type(options).__name__}.key", options.key)
 
 
 #: Options classes -> instances with all defaults.  Instances are immutable, so one of each is enough.

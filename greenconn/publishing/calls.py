@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.checks import Seconds
 from greenconn.connection import Connection
-from greenconn.defaults import publishing_connection
+from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity.queue import Queue, ShardedQueue
 from greenconn.exceptions import (
     NEVER_REPEATED,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.abc import Channel
+    from greenconn.limits.admission import Key, PublishClaims, Until
     from greenconn.publishing.publisher import OutgoingMessage, PublishArguments
 
 #: Messages that are under way at once, and bytes in their bodies.
@@ -73,6 +74,7 @@ class PublishBatch:
         session: of the connection that publishes.
         options: what the messages have in common.
         deadline: for all of them.
+        claims: their unique or debounced keys; None: they have none.
 
     Attributes:
         taken: how many bodies were taken.
@@ -81,7 +83,12 @@ class PublishBatch:
     """
 
     def __init__(
-        self, publisher: Publisher, session: Session, options: PublishOptions, deadline: Deadline
+        self,
+        publisher: Publisher,
+        session: Session,
+        options: PublishOptions,
+        deadline: Deadline,
+        claims: PublishClaims | None = None,
     ) -> None:
         self.taken = 0
         self.failed: dict[int, Exception] = {}
@@ -96,6 +103,9 @@ class PublishBatch:
         self._unsendable: tuple[type[Exception], ...] = ()
         #: Why the broker refused some of them, which it may take later.
         self._nacked: dict[int, PublishNacked] = {}
+        self._claims = claims
+        #: Messages of the window that have an end, and their errors, where they have keys.
+        self._ended: list[tuple[OutgoingMessage, BaseException | None]] = []
 
     def publish(self, bodies: Iterable[Any]) -> None:
         """Publish a message for each of *bodies*, until it has to be given up.  May switch.
@@ -133,21 +143,50 @@ class PublishBatch:
 
     def _serialize(self, supply: Iterator[Any]) -> bool:
         """Serialise the next window; False when that is the last one."""
-        size = 0
-        for body in supply:
-            position = self.taken
-            self.taken += 1
-            try:
-                message = self._options.message(body)
-            except EncodeError as exc:
-                self.failed[position] = exc
-                continue
+        size, claims = 0, self._claims
+        keys: list[str] = []
+        try:
+            for body in supply:
+                position = self.taken
+                self.taken += 1
+                try:
+                    message = self._options.message(body)
+                    if claims is not None:
+                        keys.append(claims.key_of(body))
+                except EncodeError as exc:
+                    self.failed[position] = exc
+                    continue
+                except Exception as exc:
+                    if claims is None:
+                        raise
+                    self.failed[position] = exc
+                    continue
+                if claims is None:
+                    self._observe(message)
+                self._left[position] = message
+                size += len(message.body)
+                if len(self._left) >= WINDOW or size >= WINDOW_BYTES:
+                    return True
+            return False
+        finally:
+            if claims is not None and self._left:
+                self._claim(claims, keys)
+
+    def _claim(self, claims: PublishClaims, keys: list[str]) -> None:
+        """Take the keys of the window, and fail what does not get its own.  May switch."""
+        positions = list(self._left)
+        try:
+            failed = claims.begin(list(self._left.values()), keys, self._deadline)
+        except Exception as exc:
+            failed = dict.fromkeys(range(len(positions)), exc)
+        except BaseException:
+            self._left.clear()
+            raise
+        for number, error in failed.items():
+            self.failed[positions[number]] = error
+            del self._left[positions[number]]
+        for message in self._left.values():
             self._observe(message)
-            self._left[position] = message
-            size += len(message.body)
-            if len(self._left) >= WINDOW or size >= WINDOW_BYTES:
-                return True
-        return False
 
     def _publish_window(self) -> None:
         left, deadline = self._left, self._deadline
@@ -173,8 +212,12 @@ class PublishBatch:
             self._give_up(exc)
         except BaseException as exc:
             for message in left.values():
-                _end(message, exc)
+                self._end(message, exc)
             raise
+        finally:
+            if self._claims is not None:
+                ended, self._ended = self._ended, []
+                self._claims.end(ended)
         self._nacked.clear()
 
     def _observe(self, message: OutgoingMessage) -> None:
@@ -202,7 +245,7 @@ class PublishBatch:
                 error = self._publisher.timed_out(message, self._deadline, exc)
                 error.__cause__ = exc
                 self.failed[position] = error
-            _end(message, self.failed[position])
+            self._end(message, self.failed[position])
         self._left.clear()
 
     def _publish_pipelined(self) -> None:
@@ -294,16 +337,17 @@ class PublishBatch:
             self._left[position].is_isolated = True
 
     def _settle(self, position: int, exc: Exception | None) -> None:
-        _end(self._left.pop(position), exc)
+        self._end(self._left.pop(position), exc)
         if exc is not None:
             self.failed[position] = exc
             self._publisher.note_failure(exc, self._options)
 
-
-def _end(message: OutgoingMessage, error: BaseException | None) -> None:
-    """Tell the listeners what became of *message*, if there are some."""
-    if message.observation is not None:
-        message.observation.end(error)
+    def _end(self, message: OutgoingMessage, error: BaseException | None) -> None:
+        """Tell the listeners what became of *message*, if there are some."""
+        if self._claims is not None:
+            self._ended.append((message, error))
+        if message.observation is not None:
+            message.observation.end(error)
 
 
 def _unsent(exc: Exception) -> Exception:
@@ -322,6 +366,9 @@ def publish(
     connection: Connection | str | None = None,
     timeout: Seconds | None = 30.0,
     transaction: Any = None,
+    unique: str | None = None,
+    until: Until | None = None,
+    debounce: str | None = None,
     **options: Unpack[PublishArguments],
 ) -> None:
     """Publish a message and return when the broker has confirmed it.  May switch.
@@ -345,6 +392,12 @@ def publish(
             of psycopg, a ``Session`` or ``Connection`` of SQLAlchemy, or the alias of a database of
             Django.  The message is a row of it: rolled back, there never was a message; committed,
             consumers get it.  The call returns when the row is written.
+        unique: a key of which only one message is in the queue at a time.
+        until: when the key is free again: ``'handled'``, the default: when its message is acknowledged,
+            discarded or a dead letter; ``'started'``: when its handler is first called; or a number of
+            seconds, or a timedelta, from now.
+        debounce: a key of a burst of messages, each of which comes *delay* seconds after its publish:
+            only the last one is handled.
         options: further options.
 
             ``declare``: whether to declare a queue that is given by name and does not exist, as a
@@ -381,6 +434,7 @@ def publish(
             ``type``, ``user_id``: message properties.
 
     Raises:
+        AlreadyQueued: a message with the key *unique* is in the queue already.
         PublishTimeout: the deadline passed before the confirm; ``maybe_delivered`` says whether the
             broker may have the message.
         Unroutable: no queue received the message, or the named queue does not exist.
@@ -401,14 +455,79 @@ def publish(
         greenconn.publish(Exchange("events", type="topic"), {"id": 7}, routing_key="user.new")
     """
     deadline = Deadline(timeout)
+    has_key = unique is not None or debounce is not None or until is not None
     if isinstance(target, ShardedQueue):
+        if has_key:
+            raise _sharded(target)
         target, options = target.routed(body, options)  # type: ignore[assignment]
     message = PublishOptions.of(target, options).message(body)
     publisher = publisher_of(publishing_connection(connection))
-    if transaction is None:
+    if has_key:
+        claims = _claims(
+            connection, target, unique, until, debounce, message.options, transaction, is_many=False
+        )
+        _publish_claimed(publisher, message, body, claims, deadline)
+    elif transaction is None:
         publisher.publish(message, deadline)
     else:
         publisher.publish_in(transaction, [message], deadline)
+
+
+def _claims(
+    connection: Connection | str | None,
+    target: Target,
+    unique: Key | None,
+    until: Until | None,
+    debounce: Key | None,
+    options: PublishOptions,
+    transaction: object,
+    *,
+    is_many: bool,
+) -> PublishClaims:
+    """Return the keys of a call.
+
+    Raises:
+        TypeError, ValueError: an option is wrong, or there is no store of limits.
+    """
+    from greenconn.limits.admission import PublishClaims
+
+    return PublishClaims(
+        consuming_connection(connection),
+        target,
+        unique,
+        until,
+        debounce,
+        options.delay,
+        transaction,
+        is_many=is_many,
+    )
+
+
+def _sharded(target: ShardedQueue) -> ValueError:
+    return ValueError(
+        f"unique and debounce must be None for {target!r}, as each of its shards is a queue of its own: "
+        f"publish to a single queue"
+    )
+
+
+def _publish_claimed(
+    publisher: Publisher,
+    message: OutgoingMessage,
+    body: Any,
+    claims: PublishClaims,
+    deadline: Deadline,
+) -> None:
+    failed = claims.begin([message], [claims.key_of(body)], deadline)
+    if failed:
+        raise failed[0]
+    error: BaseException | None = None
+    try:
+        publisher.publish(message, deadline)
+    except BaseException as exc:
+        error = exc
+        raise
+    finally:
+        claims.end([(message, error)])
 
 
 def publish_many(
@@ -418,6 +537,9 @@ def publish_many(
     connection: Connection | str | None = None,
     timeout: Seconds | None = 30.0,
     transaction: Any = None,
+    unique: Callable[[Any], str] | None = None,
+    until: Until | None = None,
+    debounce: Callable[[Any], str] | None = None,
     **options: Unpack[PublishArguments],
 ) -> int:
     """Publish many messages in order and return when the broker has confirmed all of them.  May switch.
@@ -432,6 +554,8 @@ def publish_many(
         timeout: maximum seconds for all messages together.  None waits without limit, as for
             :func:`publish`.
         transaction: as for :func:`publish`.  An error is raised as by :func:`publish`.
+        unique, debounce: as for :func:`publish`, but functions that return the key of a body.
+        until: as for :func:`publish`.
         options: options for all messages, as for :func:`publish`.
 
     Returns:
@@ -446,12 +570,20 @@ def publish_many(
     """
     deadline = Deadline(timeout)
     publisher = publishing_connection(connection)
+    has_keys = unique is not None or debounce is not None or until is not None
     if isinstance(target, ShardedQueue):
+        if has_keys:
+            raise _sharded(target)
         return _publish_to_shards(target, bodies, publisher, deadline, transaction, options)
     common = PublishOptions(target, options)
+    claims: PublishClaims | None = None
+    if has_keys:
+        claims = _claims(
+            connection, target, unique, until, debounce, common, transaction, is_many=True
+        )
     if transaction is not None:
         return _publish_many_in(transaction, publisher_of(publisher), common, bodies, deadline)
-    batch = PublishBatch(publisher_of(publisher), publisher.session, common, deadline)
+    batch = PublishBatch(publisher_of(publisher), publisher.session, common, deadline, claims)
     batch.publish(bodies)
     _check_failed(batch.failed, batch.taken, is_given_up=batch.is_given_up)
     return batch.taken

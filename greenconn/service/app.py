@@ -39,7 +39,7 @@ import gevent
 
 from greenconn.checks import Seconds, check_keywords
 from greenconn.connection import Connection
-from greenconn.defaults import ARGUMENTS, closed_at_exit
+from greenconn.defaults import ARGUMENTS, check_limits, closed_at_exit
 from greenconn.entity import Queue
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.connection import ConnectionArguments
+    from greenconn.limits.admission import Until
     from greenconn.publishing.publisher import PublishArguments
     from greenconn.testing import MemoryBroker
     from greenconn.worker.options import ConsumerArguments, ServerArguments
@@ -71,8 +72,17 @@ if TYPE_CHECKING:
     class _PublishArguments(PublishArguments, total=False):
         timeout: Seconds | None
 
-    class _TransactionArguments(_PublishArguments, total=False):
+    class _PublishOneArguments(_PublishArguments, total=False):
+        debounce: str | None
         transaction: Any
+        unique: str | None
+        until: Until | None
+
+    class _PublishManyArguments(_PublishArguments, total=False):
+        debounce: Callable[[Any], str] | None
+        transaction: Any
+        unique: Callable[[Any], str] | None
+        until: Until | None
 
     class _CallArguments(_PublishArguments, total=False):
         accept: Iterable[str] | None
@@ -150,6 +160,8 @@ class App:
     Arguments:
         url: URL of the broker.  None, without *connection_kwargs*, uses the default connection, that is,
             the broker of :func:`greenconn.configure` or else of ``GREENCONN_URL``.
+        limits: where limits, rates and unique keys are kept, if the broker does not keep them itself, as
+            for :func:`greenconn.configure`.
         connection_kwargs: arguments of :class:`greenconn.Connection`.
 
     Raises:
@@ -157,7 +169,11 @@ class App:
     """
 
     def __init__(
-        self, url: str | None = None, **connection_kwargs: Unpack[ConnectionArguments]
+        self,
+        url: str | None = None,
+        *,
+        limits: Connection | str | None = None,
+        **connection_kwargs: Unpack[ConnectionArguments],
     ) -> None:
         self._connections: PerHub[Connection] | None = None
         #: The consumers of each thread that were started and have not been stopped.
@@ -168,8 +184,8 @@ class App:
         self._clock: Clock | None = None
         self._around_handle: list[AroundHandle] = []
         self._around_publish: list[AroundPublish] = []
-        if url is not None or connection_kwargs:
-            self.configure(url, **connection_kwargs)
+        if url is not None or limits is not None or connection_kwargs:
+            self.configure(url, limits=limits, **connection_kwargs)
 
     def __repr__(self) -> str:
         connection = self.connection
@@ -177,13 +193,19 @@ class App:
         return f"<App: {len(self._registrations)} consumers, {where}>"
 
     def configure(
-        self, url: str | None = None, **connection_kwargs: Unpack[ConnectionArguments]
+        self,
+        url: str | None = None,
+        *,
+        limits: Connection | str | None = None,
+        **connection_kwargs: Unpack[ConnectionArguments],
     ) -> None:
         """Set the broker, for programs that know it only after the import.  Opens no connection.
 
         Arguments:
             url: URL of the broker, with its scheme.  None uses the broker of
                 :func:`greenconn.configure` or else of ``GREENCONN_URL``.
+            limits: where limits, rates and unique keys are kept, if the broker does not keep them
+                itself, as for :func:`greenconn.configure`.
             connection_kwargs: arguments of :class:`greenconn.Connection`.
 
         Raises:
@@ -198,7 +220,14 @@ class App:
         Connection(*where, **connection_kwargs)  # made to be checked; it never opens
         if url is not None and not connection_kwargs.get("transport"):
             check_is_url("url", url)
-        self._connections = PerHub(lambda: closed_at_exit(Connection(*where, **connection_kwargs)))
+        check_limits(limits)
+
+        def connect() -> Connection:
+            connection = closed_at_exit(Connection(*where, **connection_kwargs))
+            connection.session.limits = limits
+            return connection
+
+        self._connections = PerHub(connect)
 
     @property
     def connection(self) -> Connection | None:
@@ -405,13 +434,14 @@ class App:
 
     # -- publishing
 
-    def publish(self, target: Target, body: Any, **options: Unpack[_TransactionArguments]) -> None:
+    def publish(self, target: Target, body: Any, **options: Unpack[_PublishOneArguments]) -> None:
         """Publish a message, as :func:`greenconn.publish` does.  May switch.
 
         Arguments:
             target: the target of the message.
             body: content of the message.
-            options: *timeout*, *transaction* and the other options of :func:`greenconn.publish`.
+            options: *timeout*, *transaction*, *unique*, *until*, *debounce* and the other options of
+                :func:`greenconn.publish`.
         """
         if not self._around_publish:
             publish(target, body, connection=self.connection, **options)
@@ -420,7 +450,7 @@ class App:
             publish(target, body, connection=self.connection, **options)
 
     def publish_many(
-        self, target: Target, bodies: Iterable[Any], **options: Unpack[_TransactionArguments]
+        self, target: Target, bodies: Iterable[Any], **options: Unpack[_PublishManyArguments]
     ) -> int:
         """Publish several messages, as :func:`greenconn.publish_many` does.  May switch.
 
@@ -429,7 +459,7 @@ class App:
         Arguments:
             target: the target of all messages.
             bodies: iterable of message bodies.
-            options: *timeout*, *transaction* and the other options of
+            options: *timeout*, *transaction*, *unique*, *until*, *debounce* and the other options of
                 :func:`greenconn.publish_many`.
 
         Returns:

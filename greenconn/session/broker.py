@@ -878,6 +878,8 @@ def check_is_url(option: str, url: str | Iterable[str]) -> None:
 
 
 URL_VARIABLE: Final = "GREENCONN_URL"
+#: Where limits are kept.
+LIMITS_VARIABLE: Final = "GREENCONN_LIMITS"
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 
 
@@ -910,10 +912,17 @@ class Configuration:
         url: str | None = None,
         options: ConnectionArguments | None = None,
         declare_by_name: bool | None = None,
+        limits: Connection | str | None = None,
     ) -> None:
         self._url = url
         self.options: ConnectionArguments = options or {}
         self.declare_by_name = declare_by_name
+        self._limits = limits
+
+    @property
+    def limits(self) -> Connection | str | None:
+        """Where limits are kept, if the broker does not keep them; None: nowhere."""
+        return self._limits or os.environ.get(LIMITS_VARIABLE) or None
 
     @property
     def url(self) -> str:

@@ -47,6 +47,7 @@ from greenconn.transport.base import Link, TransportState, drop, is_open
 if TYPE_CHECKING:
     from greenconn.abc import Channel, Recoverable
     from greenconn.connection import Connection
+    from greenconn.limits.store import LimitStore
     from greenconn.publishing.publisher import Publisher
     from greenconn.service.rpc import _RpcClient as RpcClient
     from greenconn.worker.group import ConsumerGroup
@@ -164,6 +165,7 @@ class SessionServices:
 
     Attributes:
         consumers: set by the first consumer.
+        limit_store: set by the first that needs limits.
         publisher: set by the first confirmed publish.
         publishing_connection: the connection that publishes for this one, until this one is closed.
         rpc_client: set by the first call.
@@ -172,6 +174,7 @@ class SessionServices:
 
     def __init__(self) -> None:
         self.consumers: ConsumerGroup | None = None
+        self.limit_store: LimitStore | None = None
         self.publisher: Publisher | None = None
         self.publishing_connection: Connection | Literal[_Own.CONNECTION] | None = None
         self.rpc_client: RpcClient | None = None
@@ -418,6 +421,7 @@ class Session:
         life: the current life; between two lives one that is not open.
         generation: the number of links so far.
         changed_at: when the session has reached its state (``time.time()``).
+        limits: where an application keeps limits; None: where all do.
         lost: the error that ended the last life; None before, and while a link is open.
         purpose: use of the connection, for the log, where the library made it for one alone.
         services: objects of other modules that live as long as this session.
@@ -436,6 +440,7 @@ class Session:
         self.on_recovered = Listeners()
         self.on_closed = Listeners()
         self.purpose = ""
+        self.limits: Connection | str | None = None
         self._state = SessionState.IDLE
         self.changed_at = time()
         self._hub_affinity: HubAffinity | None = None

@@ -293,7 +293,8 @@ class ConsumerGreenlet(_Greenlet):
             A dict with these keys.  ``state``: the name of the current state.  Numbers of messages since
             the start: ``received``, ``handled``, ``failed`` (the handler raised, or the body could not
             be decoded), ``discarded`` (the handler raised ``Discard``), ``retried``, ``rejected``,
-            ``requeued``, ``dropped`` (with ``no_ack``: received but never handled).  ``in_flight``:
+            ``requeued``, ``dropped`` (with ``no_ack``: received but never handled), ``deferred`` (put back
+            for a limit), ``skipped`` (debounced: a later message took its place).  ``in_flight``:
             messages that handlers have started and that are not settled.  ``concurrency`` and
             ``prefetch_count``: the options of the consumer.  ``last_delivery_age``: seconds since the
             last delivery, None before the first.
@@ -310,6 +311,8 @@ class ConsumerGreenlet(_Greenlet):
             "rejected": handling.rejected,
             "requeued": handling.requeued,
             "dropped": handling.dropped,
+            "deferred": handling.deferred,
+            "skipped": handling.skipped,
             "in_flight": dispatcher.in_flight,
             "concurrency": lifecycle.options.concurrency,
             "prefetch_count": lifecycle.options.prefetch,
@@ -551,6 +554,12 @@ def spawn_consumer(
             ``batch_size``: maximum number of messages in a batch.  The handler is called with a list of
             bodies and a list of messages, and the batch is settled as one.  A smaller batch is handled
             after ``batch_interval`` seconds (default: 1).  Default: None, no batches.
+
+            ``limit``: a :class:`~greenconn.options.Limit`, the maximum number of handlers that run at
+            the same time in all processes, for the queue or for each key.  ``rate``: a
+            :class:`~greenconn.options.Rate`, the maximum number of handlers that start in a period.  A
+            message that must wait goes back to the broker, if that can delay messages, and comes again;
+            that is no attempt.  Default: None, no limits.
 
             ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: properties of the consumer at the
             broker.

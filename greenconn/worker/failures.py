@@ -33,6 +33,7 @@ from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import KombuError, NotFound, error_text, escaped
 from greenconn.green.deadline import Deadline
+from greenconn.limits import WAITED, waited_of
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publish_prepared, publisher_of
@@ -91,7 +92,7 @@ NOT_COPIED: Final = frozenset(
 OBEYED: Final = (DELAY, "CC", "BCC")
 #: Headers of the broker about dead letters.
 _DEATHS: Final = ("x-death", "x-first-death-", "x-last-death-")
-_LEFT_OUT: Final = FAILURE_HEADERS.union(OBEYED)
+_LEFT_OUT: Final = FAILURE_HEADERS.union(OBEYED, (WAITED,))
 #: Seconds for which an answer is taken to hold: policies and exchanges may change.
 DLX_KEPT: Final = 30.0
 #: Queues that are remembered: programs may generate names.
@@ -220,12 +221,29 @@ class FailedMessages:
             message: one that :meth:`can_delay`.
             attempts: how often its handler has failed; 0: it has asked for the delay.
         """
-        options = PublishOptions(queue, {"delay": delay, **priority_of(message)})
         if attempts:
             headers = _failure_headers(message, attempts)
         else:
             # By this header its consumer knows that the message was sent again.
             headers = {ATTEMPTS: 0, **_route_headers(message)}
+        return self._hold(message, queue, headers, delay)
+
+    def put_off(self, message: Message, queue: str, delay: float) -> bool:
+        """Have the broker deliver a message again in *delay* seconds for a limit.  May switch.
+
+        That counts as no attempt.
+
+        Arguments:
+            message: one that :meth:`can_delay`.
+
+        Returns:
+            Whether the broker has it.
+        """
+        headers = {**_route_headers(message), WAITED: waited_of(message) + 1}
+        return self._hold(message, queue, headers, delay)
+
+    def _hold(self, message: Message, queue: str, headers: dict[str, Any], delay: float) -> bool:
+        options = PublishOptions(queue, {"delay": delay, **priority_of(message)})
         outgoing = resent(message, options, headers)
         try:
             if (observers := LISTENERS.publishing) is not None:
@@ -237,7 +255,7 @@ class FailedMessages:
             # The transport has no delays; the next message need not try.
             self._is_unable = True
             logger.info(
-                "retries of queue %r wait in this process: %s",
+                "messages of queue %r that are to come again wait in this process: %s",
                 queue,
                 error_text(exc),
                 extra=message_fields(message, queue=queue),
@@ -245,7 +263,7 @@ class FailedMessages:
         except Exception as exc:
             if message.channel.is_open:
                 logger.warning(
-                    "a retry of queue %r waits in this process: %s",
+                    "a message of queue %r that is to come again waits in this process: %s",
                     queue,
                     error_text(exc),
                     extra=message_fields(message, queue=queue),

@@ -29,6 +29,7 @@ from greenconn.entity.queue import DEAD
 from greenconn.exceptions import BodyTooLarge, MessageStateError, error_text
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import HANDLERS, name_of, spawn
+from greenconn.limits import CLAIM, WAITED
 from greenconn.listeners import (
     LISTENERS,
     DeadLetterEvent,
@@ -54,6 +55,8 @@ from greenconn.worker.failures import (
 from greenconn.worker.ordering import keeps_key, let_next_begin
 
 if TYPE_CHECKING:
+    from greenconn.green.deadline import Deadline
+    from greenconn.limits.admission import Admission
     from greenconn.message import Message
     from greenconn.worker.lifecycle import ConsumerLifecycle
 
@@ -108,10 +111,13 @@ class Handling:
     Attributes:
         handled, failed, discarded, retried, rejected, requeued, dropped: numbers of messages; one that
             fails twice counts twice; dropped are those that need no ack and were never handled.
+        deferred: number of deliveries that went back for a limit.
+        skipped: number of messages that a later one of their burst replaced.
     """
 
     __slots__ = (
         "_accept",
+        "_admission",
         "_backoffs",
         "_consumer",
         "_context",
@@ -120,6 +126,7 @@ class Handling:
         "_handler",
         "_has_logged_kill",
         "_is_counted",
+        "_is_limited",
         "_is_resent",
         "_keeps_order",
         "_no_ack",
@@ -128,6 +135,7 @@ class Handling:
         "_retry_policy",
         "_returned",
         "_timeout",
+        "deferred",
         "discarded",
         "dropped",
         "failed",
@@ -135,6 +143,7 @@ class Handling:
         "rejected",
         "requeued",
         "retried",
+        "skipped",
     )
 
     def __init__(self, consumer: ConsumerLifecycle) -> None:
@@ -164,6 +173,12 @@ class Handling:
         self._has_logged_kill = False
         self.handled = self.failed = self.discarded = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
+        self.deferred = self.skipped = 0
+        self._is_limited = options.limit is not None or options.rate is not None
+        #: None: no message needed it yet.
+        self._admission: Admission | None = None
+        if self._is_limited:
+            self._admit()
 
     @property
     def name(self) -> str:
@@ -195,6 +210,10 @@ class Handling:
             if self._is_resent and ATTEMPTS in message.headers:
                 restore_route(message)
             try:
+                if (self._is_limited or CLAIM in message.headers) and not self._may_begin(
+                    message, body
+                ):
+                    return
                 self._call(body, message)
             except NotBegun:
                 return  # the dispatcher has taken it out
@@ -221,6 +240,95 @@ class Handling:
             self._note_return(message)
             self.requeue(message)
             raise
+        finally:
+            if self._admission is not None:
+                self._leave(message)
+
+    # Limits
+
+    def _admit(self) -> Admission:
+        """Return what is asked before a handler is called."""
+        if self._admission is None:
+            from greenconn.limits.admission import Admission
+
+            options = self._options
+            self._admission = Admission(options.limit, options.rate, self._consumer.connection)
+        return self._admission
+
+    def _may_begin(self, message: Message, body: Any) -> bool:
+        """Return whether *message* is to be handled now, and see that it comes again else.  May switch.
+
+        Raises:
+            Exception: what a function of the limit raised, or of the rate.
+        """
+        from greenconn.limits.admission import Verdict
+
+        if WAITED in message.headers:
+            restore_route(message)
+        queue = self._consumer.queue_of(message)
+        verdict, wait = self._admit().enter(message, queue, body)
+        if not self._no_ack and not self._is_unsettled(message):
+            return False  # its channel was lost meanwhile
+        if verdict is Verdict.BEGIN:
+            return True
+        if verdict is Verdict.SKIP:
+            logger.debug(
+                "message %s of queue %r is not handled: a later one of its burst is there",
+                message.delivery_tag,
+                queue,
+                extra=self._fields(message),
+            )
+            self.skipped += 1
+            if not self._no_ack:
+                self._ack(message)
+        elif self._consumer.is_ending and not self._no_ack:
+            self.requeue(message, has_begun=False)
+        elif verdict is Verdict.WAIT:
+            self._wait_here(message, wait)
+        else:
+            self.deferred += 1
+            self._put_off(message, queue, wait)
+        return False
+
+    def _put_off(self, message: Message, queue: str, delay: float) -> None:
+        """Have *message* come again in *delay* seconds, at the broker if it can keep it.  May switch."""
+        holder = self._failed_messages
+        if holder is not None and holder.can_delay(message):
+            delay = kept_delay(message.channel, delay)
+            if holder.put_off(message, queue, delay):
+                self._carry(message, queue, delay)
+                self._ack(message)
+                return
+            if not self._is_unsettled(message):
+                return
+        self._admit().put_off(message)
+        self._wait_here(message, delay)
+
+    def _wait_here(self, message: Message, delay: float) -> None:
+        message._decoded_cache = None  # it is converted again
+        self._consumer.dispatcher.retry_later(message, delay)
+
+    def _carry(self, message: Message, queue: str, delay: float) -> None:
+        """Have the copy of *message*, which comes in *delay* seconds, keep its unique key."""
+        if CLAIM in message.headers:
+            self._admit().carry(message, queue, delay)
+
+    def _leave(self, message: Message) -> None:
+        """Give back what *message* has taken, unless it waits here."""
+        admission = self._admission
+        if admission is not None and not admission.waits(message):
+            admission.leave(message, is_done=self._is_done(message))
+
+    def _is_done(self, message: Message) -> bool:
+        """Return whether *message* was settled and does not come again."""
+        return self._no_ack or (message.acknowledged and message._state != "REQUEUED")
+
+    def flush_limits(self, deadline: Deadline) -> None:
+        """Wait until what the handlers have taken of limits is free again.  May switch."""
+        if self._admission is not None:
+            self._admission.flush(deadline)
+
+    # Messages that come again
 
     def _note_return(self, message: Message) -> None:
         """Note that *message* is put back or given up, and may be delivered again.  Never switches."""
@@ -414,8 +522,10 @@ class Handling:
         self, holder: FailedMessages, message: Message, attempts: int, delay: float
     ) -> bool:
         """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
-        if not holder.delay(message, self._consumer.queue_of(message), attempts, delay):
+        queue = self._consumer.queue_of(message)
+        if not holder.delay(message, queue, attempts, delay):
             return False
+        self._carry(message, queue, delay)
         self._backoffs.pop(message, None)
         self.retried += 1
         self._ack(message)
@@ -567,6 +677,8 @@ class Handling:
             self._decide(self._options.on_decode_error, message, exc, 0)
         else:
             self._reject(message, exc, 0, target)
+        if CLAIM in message.headers and self._is_done(message):
+            self._admit().end(message, self._consumer.queue_of(message))
 
     def _decide(
         self,
@@ -704,6 +816,8 @@ class Handling:
         """Forget *message*, and return whether it waited for a retry.  Never switches."""
         has_failed = self._has_failed(message)
         let_next_begin(message)
+        if self._admission is not None:
+            self._admission.leave(message, is_done=False)
         if self._is_counted:
             release(message)
         return has_failed
@@ -718,6 +832,9 @@ class Handling:
             release(message)
         has_failed = self._has_failed(message)
         let_next_begin(message)
+        if self._admission is not None:
+            has_begun = has_begun and not self._admission.waits(message)
+            self._admission.leave(message, is_done=self._no_ack)
         if self._no_ack:
             self.dropped += 1
             return
@@ -765,7 +882,7 @@ class BatchHandling(Handling):
             BaseException: what ends the greenlet; the messages were requeued.
         """
         batch: MessageBatch = message
-        first = batch.messages[0]
+        first, entered = batch.messages[0], batch.messages
         try:
             bodies = self._decoded(batch)
             if not bodies:
@@ -787,6 +904,14 @@ class BatchHandling(Handling):
                 self._note_return(each)
             self._requeue_all(batch.messages)
             raise
+        finally:
+            if self._admission is not None:
+                for each in entered:
+                    self._leave(each)
+
+    def _wait_here(self, message: Message, delay: float) -> None:
+        message._decoded_cache = None
+        self._consumer.dispatcher.retry_later(MessageBatch([message]), delay)
 
     def _decoded(self, batch: MessageBatch) -> list[Any]:
         """Return the bodies; messages that cannot be decoded leave the batch."""
@@ -806,8 +931,9 @@ class BatchHandling(Handling):
             except FAILURES as exc:
                 self._refuse_undecodable(message, exc)
             else:
-                bodies.append(body)
-                good.append(message)
+                if CLAIM not in message.headers or self._may_begin(message, body):
+                    bodies.append(body)
+                    good.append(message)
         batch.messages = good
         return bodies
 

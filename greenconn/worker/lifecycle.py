@@ -612,6 +612,7 @@ class ConsumerLifecycle:
                     self.changed.wait(NEVER)
         self._let_others_read()
         self.flush_settlements(Deadline(CANCEL_TIMEOUT) if is_abrupt else NEVER)
+        self.handling.flush_limits(Deadline(CANCEL_TIMEOUT))
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s: %d messages are lost, as it has no_ack and was closed before "

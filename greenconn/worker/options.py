@@ -21,7 +21,7 @@ from greenconn.common import Broadcast
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD, ShardedQueue, key_of
 from greenconn.green.retry import RetryPolicy
-from greenconn.options import Retry
+from greenconn.options import Limit, Rate, Retry
 from greenconn.schemas import Convert, converter_of, item_of, schema_of, signature_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
@@ -66,8 +66,10 @@ class ServerArguments(TypedDict, total=False):
 class ConsumerArguments(ServerArguments, total=False):
     """The options of consumers whose handler is called with one message."""
 
+    limit: Limit | None
     no_ack: bool
     on_decode_error: Callable[[Message, Exception], object] | None
+    rate: Rate | None
     retry: Retry | Mapping[str, Any] | None
     transaction: Any
 
@@ -200,6 +202,13 @@ class ConsumerOptions:
     """Database in whose transaction the handler runs and its message is acknowledged, with a broker in
     PostgreSQL.  None: in none."""
 
+    limit: Limit | None = None
+    """Limit on the handlers that run at the same time, in all processes together.  None sets no limit
+    beside *concurrency*."""
+
+    rate: Rate | None = None
+    """Rate limit on the handlers that start, in all processes together.  None sets no limit."""
+
     convert: Convert | None = field(init=False, default=None)
     """Function that converts decoded bodies to the schema.  None leaves bodies unconverted."""
 
@@ -222,6 +231,8 @@ class ConsumerOptions:
         check_type(self, str, "tag_prefix")
         check_type(self, int, "priority", optional=True)
         check_type(self, Mapping, "arguments", optional=True)
+        check_type(self, Limit, "limit", optional=True)
+        check_type(self, Rate, "rate", optional=True)
         check_callable(self, "on_decode_error")
         check_runs("on_decode_error", self.on_decode_error)
         check_runs("on_error", self.on_error)
@@ -324,6 +335,17 @@ class ConsumerOptions:
             raise ValueError(
                 f"transaction must be None with {what}: each message is acknowledged in its own"
             )
+        for name in ("limit", "rate"):
+            if getattr(self, name) is not None and self.order is not None:
+                raise ValueError(
+                    f"{name} must be None with in_order, as a message that goes back to the broker loses "
+                    f"its place"
+                )
+            if getattr(self, name) is not None and (self.no_ack or self.batch_size is not None):
+                what = "no_ack" if self.no_ack else "batch_size"
+                raise ValueError(
+                    f"{name} must be None with {what}: each message waits at the broker for its own turn"
+                )
         if self.batch_interval is not None and self.batch_size is None:
             raise ValueError(
                 f"batch_interval must be None without batch_size, got {self.batch_interval!r}"
@@ -339,6 +361,11 @@ class ConsumerOptions:
                 f"a consumer of a stream (or with an offset) must have acks and a prefetch_count, got "
                 f"no_ack={self.no_ack!r} and prefetch_count={self.prefetch_count!r}"
             )
+        for name in ("limit", "rate"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} must be None for a stream, to which no message can go back: use concurrency"
+                )
         if self.on_error == "requeue":
             raise ValueError(
                 "on_error must not be 'requeue' for a stream, which cannot requeue: use retry"

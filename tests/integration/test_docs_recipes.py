@@ -50,6 +50,12 @@ def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     return "memory://" if kind == "memory" else f"sqlite:///{folder}/queue.db"
 
 
+def limits_for(kind: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the variables that name the store of limits for a broker which keeps none."""
+    url = "" if kind != "amqp" else str(request.getfixturevalue("redis_url"))
+    return {"GREENCONN_LIMITS": url} if url else {}
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -63,7 +69,8 @@ def test_programs_print_what_the_page_says(
 ) -> None:
     url = url_of(kind, request, tmp_path)
     program, output = PROGRAMS[title]
-    said = printed("-W", "error", "-c", program, env={"GREENCONN_URL": url})
+    env = {"GREENCONN_URL": url, **limits_for(kind, request)}
+    said = printed("-W", "error", "-c", program, env=env)
     assert said.strip() == output
     if kind in ("amqp", "redis"):
         with Connection(url) as connection:

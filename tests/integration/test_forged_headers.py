@@ -24,6 +24,7 @@ SOON = 30.0
 NAMES = [
     *("x-greenconn-attempts", "x-greenconn-first-failure", "x-greenconn-exchange"),
     *("x-greenconn-routing-key", "x-greenconn-reason", "x-greenconn-error"),
+    *("x-greenconn-claim", "x-greenconn-waited"),
     *("x-greenconn-error-text", "x-greenconn-traceback", "x-greenconn-queue"),
     *("x-death", "x-first-death-queue", "x-first-death-reason", "x-first-death-exchange"),
     *("x-last-death-queue", "x-delivery-count", "x-stream-offset", "redelivered", "x-delay"),

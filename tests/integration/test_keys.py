@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -15,7 +14,6 @@ pytest.importorskip("cryptography")
 import greenconn
 from greenconn import Connection, Message, Queue, in_order
 from greenconn.contrib.encryption import generate_key, register_encryption
-from greenconn.contrib.keys import rate_limited
 from greenconn.serialization import unregister
 from tests.fix_relay import RelayFactory
 from tests.fix_wires import until
@@ -57,22 +55,10 @@ def test_the_order_of_each_key_is_kept(connection: Connection, unique: str) -> N
 
 
 WAITING = 30
-Handler = Callable[[Any, Message], Any]
-
-
-def ordered(handler: Handler) -> Handler:
-    return in_order(lambda body, message: "one")(handler)
-
-
-def limited(handler: Handler) -> Handler:
-    """Let one handler begin, and no other within this test."""
-    return rate_limited(1, per=100 * SOON)(handler)
 
 
 @pytest.mark.parametrize("url", ["amqp_url", "redis_url"])
-@pytest.mark.parametrize("wait", [ordered, limited])
 def test_messages_that_wait_are_dropped_with_their_connection(
-    wait: Callable[[Handler], Handler],
     url: str,
     request: pytest.FixtureRequest,
     relay_to: RelayFactory,
@@ -81,7 +67,7 @@ def test_messages_that_wait_are_dropped_with_their_connection(
     begun: list[int] = []
     first, may_end = Event(), Event()
 
-    @wait
+    @in_order(lambda body, message: "one")
     def work(body: Any, message: Message) -> None:
         begun.append(body)
         first.set()
@@ -101,9 +87,8 @@ def test_messages_that_wait_are_dropped_with_their_connection(
         until(lambda: consumer.stats()["in_flight"] == WAITING + 1, SOON)
         assert begun == [0]
         may_end.set()
-        if wait is ordered:
-            until(lambda: consumer.stats()["handled"] == WAITING + 1, SOON)
-            assert begun == [0, *range(WAITING)]
-            assert consumer.stats()["failed"] == 0
+        until(lambda: consumer.stats()["handled"] == WAITING + 1, SOON)
+        assert begun == [0, *range(WAITING)]
+        assert consumer.stats()["failed"] == 0
         consumer.kill()
         connection.default_channel.queue_delete(unique)

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 import greenconn
-from greenconn import Connection, Queue, Retry, rpc
+from greenconn import Connection, Limit, Queue, Rate, Retry, rpc
 from greenconn.checks import in_seconds
 from greenconn.common import Broadcast, drain_consumer, eventloop
 from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.store import MemoryIds
-from greenconn.contrib.keys import rate_limited
 from greenconn.contrib.outbox.relay import RelayOptions
 from greenconn.credentials import Token
 from greenconn.exceptions import PublishTimeout, ReplyTimeout
@@ -117,7 +116,8 @@ def test_values() -> None:
     assert (policy.delay, policy.max_delay) == (0.001, 2.0)
     with pytest.raises(ValueError, match="delay must be at most 60"):
         Retry(delay=timedelta(hours=1))
-    rate_limited(1, per=TWO)
+    assert Rate(1, per=TWO).per == 2.0
+    assert Limit(1, lease=TWO).lease == 2.0
     handled_once(MemoryIds(), ttl=SOON, lease=TWO)
     assert calculate_routing_key(TWO - SHORT, "q") == calculate_routing_key(2, "q")
     watchdog = Watchdog(TWO)

@@ -15,6 +15,7 @@ damaged on a replica that becomes the primary (PostgreSQL 15).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,6 +104,123 @@ CREATE UNLOGGED TABLE greenconn.consumers (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX consumers_owner ON greenconn.consumers (owner);
 """,
+    # Limits: see ``greenconn.limits.store``, whose functions in Python say the same.
+    """
+CREATE TABLE greenconn.facts (
+    key text COLLATE "C" NOT NULL,
+    holder text COLLATE "C" NOT NULL,
+    until bigint NOT NULL,
+    PRIMARY KEY (key, holder)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX facts_until ON greenconn.facts (until);
+CREATE FUNCTION greenconn.limits(operations jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+    DECLARE
+        operation jsonb;
+        replies jsonb := '[]';
+        reply jsonb;
+        kind text;
+        place text;
+        own text;
+        lease bigint;
+        rate text;
+        other text;
+        was_held boolean;
+        instant bigint;
+        step bigint;
+        level bigint;
+        promise bigint;
+        due bigint;
+        pause bigint;
+    BEGIN
+        -- In one order, so that two calls never wait for each other.
+        PERFORM pg_advisory_xact_lock(locked.number) FROM (
+            SELECT DISTINCT hashtextextended(each, 0) AS number
+            FROM jsonb_array_elements(operations) AS asked,
+                LATERAL (VALUES (asked->>1), (asked->>4)) AS keys (each)
+            WHERE each <> '' ORDER BY 1
+        ) AS locked;
+        instant := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+        FOR operation IN SELECT asked FROM jsonb_array_elements(operations) AS asked LOOP
+            kind := operation->>0;
+            place := operation->>1;
+            own := operation->>2;
+            lease := operation->>3;
+            rate := operation->>4;
+            reply := 'null';
+            pause := 0;
+            DELETE FROM greenconn.facts WHERE key IN (place, rate) AND until <= instant;
+            IF kind = 'give' THEN
+                DELETE FROM greenconn.facts WHERE key = place AND holder = own;
+            ELSIF kind = 'read' THEN
+                SELECT jsonb_build_array(instant, max(holder)) INTO reply
+                FROM greenconn.facts WHERE key = place;
+            ELSIF kind = 'note' THEN
+                SELECT max(holder) INTO other FROM greenconn.facts WHERE key = place;
+                IF other IS NULL OR own COLLATE "C" >= other THEN
+                    DELETE FROM greenconn.facts WHERE key = place;
+                    INSERT INTO greenconn.facts VALUES (place, own, instant + lease);
+                END IF;
+            ELSE
+                SELECT bool_or(holder = own), min(holder) INTO was_held, other
+                FROM greenconn.facts WHERE key = place;
+                was_held := coalesce(was_held, false);
+                IF kind = 'take' THEN
+                    IF place <> '' AND NOT was_held AND (
+                        SELECT count(*) FROM greenconn.facts WHERE key = place
+                    ) >= (operation->>5)::bigint THEN
+                        reply := jsonb_build_array(false, 0, other);
+                    ELSIF rate <> '' THEN
+                        SELECT coalesce(max(until) FILTER (WHERE holder = 'full'), instant),
+                            coalesce(max(until) FILTER (WHERE holder = 'promised'), instant)
+                        INTO level, promise FROM greenconn.facts WHERE key = rate;
+                        step := operation->>6;
+                        due := greatest(instant, level - ((operation->>7)::bigint - 1) * step);
+                        IF ((operation->>8)::boolean OR promise <= instant)
+                            AND due - instant <= (operation->>9)::bigint THEN
+                            pause := due - instant;
+                            INSERT INTO greenconn.facts VALUES (rate, 'full', level + step)
+                            ON CONFLICT (key, holder) DO UPDATE SET until = excluded.until;
+                        ELSE
+                            IF promise > instant THEN
+                                promise := promise + step;
+                            END IF;
+                            promise := least(
+                                greatest(promise, due), instant + (operation->>10)::bigint
+                            );
+                            INSERT INTO greenconn.facts VALUES (rate, 'promised', promise)
+                            ON CONFLICT (key, holder) DO UPDATE SET until = excluded.until;
+                            reply := jsonb_build_array(false, promise - instant, null);
+                        END IF;
+                    END IF;
+                    IF reply = 'null' THEN
+                        reply := jsonb_build_array(true, pause, null);
+                    ELSE
+                        place := '';
+                    END IF;
+                ELSE
+                    reply := to_jsonb(was_held);
+                    IF kind = 'renew' AND NOT was_held THEN
+                        place := '';
+                    END IF;
+                END IF;
+                IF place <> '' THEN
+                    INSERT INTO greenconn.facts VALUES (place, own, instant + lease)
+                    ON CONFLICT (key, holder) DO UPDATE SET until = excluded.until;
+                END IF;
+            END IF;
+            replies := replies || jsonb_build_array(reply);
+        END LOOP;
+        -- What was never asked for again, now and then.
+        IF random() < 0.02 THEN
+            DELETE FROM greenconn.facts WHERE (key, holder) IN (
+                SELECT key, holder FROM greenconn.facts WHERE until <= instant
+                ORDER BY until LIMIT 1000 FOR UPDATE SKIP LOCKED
+            );
+        END IF;
+        RETURN replies;
+    END
+$$;
+""",
 )
 
 #: What undoes each of them, with the messages.
@@ -111,6 +229,7 @@ REVERSALS: Final[Sequence[str]] = (
 DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.bindings,
     greenconn.exchanges, greenconn.messages, greenconn.queues, greenconn.migrations
 """,
+    "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
 )
 
 #: The version of a schema that this version of the library uses.
@@ -118,6 +237,9 @@ VERSION: Final = len(MIGRATIONS)
 
 #: The advisory lock under which migrations are applied.
 MIGRATION_LOCK: Final = 0x67634E4E
+
+#: Ends a statement; the lines within a function are indented.
+_BETWEEN: Final = re.compile(r";$(?=\n\S|\n*\Z)", re.MULTILINE)
 
 _VERSIONS: Final = """
 CREATE TABLE greenconn.migrations (
@@ -134,7 +256,7 @@ def statements(schema: str, version: int = 0, wanted: int = VERSION) -> list[str
     if wanted and not version:
         texts += [f"CREATE SCHEMA IF NOT EXISTS {name}", _VERSIONS.strip()]
     for number in range(version + 1, wanted + 1):
-        texts += [each.strip() for each in MIGRATIONS[number - 1].split(";") if each.strip()]
+        texts += [each.strip() for each in _BETWEEN.split(MIGRATIONS[number - 1]) if each.strip()]
         texts.append(f"INSERT INTO greenconn.migrations (version) VALUES ({number})")
     for number in range(version, wanted, -1):
         texts += [each.strip() for each in REVERSALS[number - 1].split(";") if each.strip()]

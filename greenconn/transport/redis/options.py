@@ -285,6 +285,7 @@ _PREFIXES: Final = (
     "greenconn.sources.",
     "greenconn.partitions.",
     "greenconn.canary.",
+    "greenconn.limits.",
     "_kombu.binding.",
     "_kombu.binding_permanent.",
 )
@@ -359,6 +360,10 @@ class Keys:
     def permanent_bindings(self, exchange: str) -> bytes:
         """Return the set of those bindings that no expiry removes."""
         return f"{self.prefix}_kombu.binding_permanent.{exchange}".encode()
+
+    def limits(self, key: str) -> bytes:
+        """Return the facts under a key of limits."""
+        return f"{self.prefix}greenconn.limits.{key}".encode()
 
     @property
     def binding_deadlines(self) -> bytes:

@@ -38,7 +38,13 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
 from greenconn.transport.sqlite import messages
-from greenconn.transport.sqlite.database import CannotOpen, DiskFull, SqliteOptions, database_of
+from greenconn.transport.sqlite.database import (
+    CannotOpen,
+    Database,
+    DiskFull,
+    SqliteOptions,
+    database_of,
+)
 from greenconn.transport.sqlite.queues import FileTopology, Pipes
 
 __all__ = ["Channel", "Transport"]
@@ -166,6 +172,11 @@ class SqliteStore(Store):
         #: Links whose pipes no process reads.
         self._silent: set[str] = set()
         self._is_open = self._is_dropped = False
+
+    @property
+    def database(self) -> Database:
+        """The file, and the thread in which it is used."""
+        return self._database
 
     # -- life
 

@@ -60,6 +60,8 @@ def test_numbers(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
         "requeued": 0,
         "discarded": 0,
         "dropped": 0,
+        "deferred": 0,
+        "skipped": 0,
         "in_flight": 0,
         "concurrency": 2,
         "prefetch_count": 10,
