@@ -25,6 +25,7 @@ from greenconn.delays import LONGEST
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
     AlreadyQueued,
+    OperationalError,
     PublishNacked,
     PublishRefused,
     Unroutable,
@@ -34,10 +35,12 @@ from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
 from greenconn.limits import CLAIM, WAITED, waited_of
 from greenconn.limits.store import (
+    STORE_TIMEOUT,
     Give,
     LimitStore,
     MemoryFacts,
     Note,
+    Operation,
     Read,
     Renew,
     Take,
@@ -293,7 +296,8 @@ class Admission:
         if entry is None:
             return
         self._give(entry)
-        claim, store = entry.claim, self._claims_of(message)
+        claim = entry.claim
+        store = None if claim is None else self._claims_of(message)
         if claim is not None and store is not None:
             if is_done:
                 store.give(claim.give, CLAIM_LEASE)
@@ -435,8 +439,8 @@ class PublishClaims:
             The errors of those that must not be published, by position.
 
         Raises:
-            TimeoutError: there was no answer in time.
-            Exception: an id is wrong, or the store cannot be reached.
+            OperationalError: the store cannot be reached, or refuses.
+            ValueError: an id is wrong.
         """
         if not self._is_unique:
             self._number(messages, keys, deadline)
@@ -447,7 +451,7 @@ class PublishClaims:
             self._claims[message] = claim
             takes.append(Take(self.queue, claim.holder, claim.key, 1, self._lease))
         try:
-            replies = self._store.ask(takes, deadline)
+            replies = self._ask(takes, deadline)
         except BaseException:
             self._claims.clear()  # which were given back
             raise
@@ -506,7 +510,7 @@ class PublishClaims:
             messages,
             texts,
             names,
-            self._store.ask([Read(self.queue, name) for name in names], deadline),
+            self._ask([Read(self.queue, name) for name in names], deadline),
             strict=True,
         ):
             latest = 0 if seen.token is None else int(seen.token[:16], 16)
@@ -515,12 +519,22 @@ class PublishClaims:
             message.headers = {**(message.headers or {}), CLAIM: f"d{token}:{text}"}
             self._claims[message] = Claim("d", self.queue, name, token)
 
+    def _ask(self, operations: Sequence[Operation], deadline: Deadline) -> list[Any]:
+        try:
+            return self._store.ask(operations, deadline)
+        except Exception as exc:
+            raise OperationalError(
+                f"nothing was published to queue {self.queue!r}, as the store of its keys cannot be "
+                f"asked: {error_text(exc)}"
+            ) from exc
+
     def end(self, ended: Sequence[tuple[OutgoingMessage, BaseException | None]]) -> None:
         """Note what became of messages, those that were published and those that failed.  May switch.
 
         A key that is not in the queue is free again.  One that may be there stays taken.
         """
         notes: list[Note] = []
+        has_given = False
         for message, error in ended:
             claim = self._claims.pop(message, None)
             if claim is None:
@@ -532,6 +546,9 @@ class PublishClaims:
                 isinstance(error, _NOT_PUBLISHED) or not message.maybe_delivered
             ):
                 self._store.give(claim.give, self._lease)
+                has_given |= isinstance(error, Exception)
+        if has_given:
+            self._store.flush(Deadline(STORE_TIMEOUT))  # the program may end with this error
         if notes:
             try:
                 self._store.ask(notes)

@@ -338,8 +338,8 @@ class ConsumerOptions:
         for name in ("limit", "rate"):
             if getattr(self, name) is not None and self.order is not None:
                 raise ValueError(
-                    f"{name} must be None with in_order, as a message that goes back to the broker loses "
-                    f"its place"
+                    f"{name} must be None with in_order, as a message that goes back to the broker "
+                    f"loses its place"
                 )
             if getattr(self, name) is not None and (self.no_ack or self.batch_size is not None):
                 what = "no_ack" if self.no_ack else "batch_size"

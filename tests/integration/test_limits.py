@@ -334,22 +334,21 @@ def test_batches_skip_and_free_keys(connection: Connection, queue: str) -> None:
 # -- hostile headers
 
 
-HEADERS: list[dict[str, Any]] = [
-    {CLAIM: value}
-    for value in (
-        1,
-        "",
-        "h",
-        "x0123456789abcdef:'a'",
-        "h0123456789abcdef:",
-        "h0123456789abcdef:'sync:7'",
-        "s0123456789abcdef:'sync:7'",
-        "h0123456789abcdef:" + "a" * 5000,
-        "d" + "0" * 32 + ":'doc'",
-        "d" + "f" * 32 + ":'doc'",
-        ["h"],
-    )
-] + [{WAITED: value} for value in (-1, 10**30, "1", 1.5, True, [])]
+FORGED: list[Any] = [
+    1,
+    "",
+    "h",
+    "x0123456789abcdef:'a'",
+    "h0123456789abcdef:",
+    "h0123456789abcdef:'sync:7'",
+    "s0123456789abcdef:'sync:7'",
+    "h0123456789abcdef:" + "a" * 5000,
+    "d" + "0" * 32 + ":'doc'",
+    "d" + "f" * 32 + ":'doc'",
+    ["h"],
+]
+WAITS: list[Any] = [-1, 10**30, "1", 1.5, True, []]
+HEADERS = [{CLAIM: value} for value in FORGED] + [{WAITED: value} for value in WAITS]
 
 
 def test_forged_headers_neither_free_keys_nor_lose_messages(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import greenconn
-from greenconn import App, Message, Retry, rpc
+from greenconn import App, Limit, Message, Rate, Retry, rpc
 from greenconn.common import Broadcast
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def consumers() -> None:
     spawn("orders", on_orders, batch_size=10, batch_interval=0.5)
     spawn("orders", on_plain_orders, batch_size=10)
     spawn("orders", lambda bodies, messages: seen.append(len(bodies)), batch_size=10)
+    spawn("orders", on_order, limit=Limit(2, key=lambda order, message: order.id), rate=Rate(9.5))
+    spawn("orders", on_order, rate=Rate(100, per=timedelta(minutes=1), burst=5, scope="process"))
     assert_type(spawn("orders", on_order), greenconn.ConsumerGreenlet)
 
     spawn("orders", on_another)  # type: ignore[arg-type]
@@ -95,6 +97,9 @@ def consumers() -> None:
     spawn("orders", on_order, concurency=10)  # type: ignore[call-overload]
     spawn("orders", on_order, concurrency="10")  # type: ignore[call-overload]
     spawn("orders", on_order, on_error="drop")  # type: ignore[call-overload]
+    spawn("orders", on_order, limit=2)  # type: ignore[call-overload]
+    spawn("orders", on_order, rate=Limit(2))  # type: ignore[call-overload]
+    Limit(2, scope="queue")  # type: ignore[arg-type]
 
 
 def bodies() -> Iterator[Order]:
@@ -106,6 +111,9 @@ def publishing() -> None:
     greenconn.publish("orders", Order(1, [Item(1.5)]), delay=3, headers={"a": 1})
     greenconn.publish(greenconn.Exchange("orders"), {"id": 1}, routing_key="a", timeout=None)
     assert_type(greenconn.publish_many("orders", bodies(), expires=10, message_id="a"), int)
+    greenconn.publish("orders", {}, unique="a", until=timedelta(hours=1))
+    greenconn.publish("orders", {}, debounce="a", delay=5)
+    greenconn.publish_many("orders", bodies(), unique=lambda order: str(order.id), until="started")
     assert_type(rpc.call("orders", Order(1, []), accept=["json"], priority=5), Any)
     assert_type(rpc.call("orders", {}, schema=Item).price, float)
     assert_type(rpc.call("orders", {}, schema=list[Item]), list[Item])
@@ -114,6 +122,10 @@ def publishing() -> None:
     greenconn.publish("orders", {}, delay="3")  # type: ignore[arg-type]
     greenconn.publish("orders", {}, delivery_mode="lasting")  # type: ignore[arg-type]
     greenconn.publish_many("orders", {1: 2}, priority="high")  # type: ignore[arg-type]
+    greenconn.publish("orders", {}, unique=7)  # type: ignore[arg-type]
+    greenconn.publish("orders", {}, unique="a", until="never")  # type: ignore[arg-type]
+    greenconn.publish_many("orders", [], unique="a")  # type: ignore[arg-type]
+    rpc.call("orders", {}, unique="a")  # type: ignore[call-overload]
     rpc.call("orders", {}, retries=3)  # type: ignore[call-overload]
 
 
@@ -130,9 +142,11 @@ def connecting() -> None:
     """The arguments of a connection, wherever they are taken."""
     greenconn.configure("amqp://", heartbeat=10, transport_options={"confirm_publish": True})
     App("amqp://", connect_timeout=3, ssl=True).configure(None, userid="ada")
+    App("amqp://", limits="redis://").configure(limits=greenconn.Connection("redis://"))
 
     greenconn.configure("amqp://", heart_beat=10)  # type: ignore[call-arg]
     App(brokr="amqp://")  # type: ignore[call-arg]
+    App(limits=6379)  # type: ignore[arg-type]
     App("amqp://", connect_timeout="3")  # type: ignore[arg-type]
 
 
