@@ -1,9 +1,9 @@
 """What is asked of the store of limits before a message is published, and before it is handled.
 
 A consumer with a limit or a rate asks for a place and a token before each call of its handler.  A
-message that gets none goes back to the broker, and comes again when a token is promised, or after a
-pause.  How often it came is in a header, which decides nothing but the pause and the order, as anybody
-can write it.
+message that gets none goes back to the broker, which redelivers it when a token is promised, or after a
+pause.  The number of its deliveries is in a header, which any publisher can write: it decides nothing
+but the pause and the order.
 
 A message that was published with a unique key, or debounced, has a header as well, for which any
 consumer looks.  It names the key, and what no other publisher knows: the holder in the store.  A forged
@@ -93,7 +93,7 @@ class Claim(NamedTuple):
 
     @property
     def give(self) -> Give:
-        """What gives the key back."""
+        """The operation that gives the key back."""
         return Give(self.queue, self.key, self.holder)
 
     def renew(self, delay: float = 0.0) -> Renew:
@@ -290,7 +290,7 @@ class Admission:
         """Give back what a message has taken, once.  Never switches.
 
         Arguments:
-            is_done: it was acked or rejected, and so does not come again.
+            is_done: it was acked or rejected, and so is not redelivered.
         """
         entry = self._entries.pop(message, None)
         if entry is None:

@@ -80,7 +80,7 @@ class Take(NamedTuple):
         interval: seconds between two tokens.
         burst: tokens that the bucket holds.
         has_waited: the message came back; one that comes for the first time is not served before those
-            that were told to come back.
+            that were promised a token.
     """
 
     queue: str
@@ -334,14 +334,14 @@ class Held(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What one greenlet has asked."""
+    """The operations of one greenlet, and the slot for their replies."""
 
     operations: Sequence[Operation]
     slot: Slot[list[Any]]
 
 
 class LimitStore:
-    """What the greenlets of one thread ask of one store.
+    """The requests of the greenlets of one thread to one store.
 
     Arguments:
         run: carries operations out, and returns their replies; may switch.
@@ -496,7 +496,7 @@ class LimitStore:
             self.forget()
 
     def _undo(self, operations: Sequence[Operation], replies: Sequence[Any] | None) -> None:
-        """Give back what was, or may have been, taken for nobody.  Never switches."""
+        """Give back what was, or may have been, taken in vain.  Never switches."""
         for number, operation in enumerate(operations):
             if (
                 isinstance(operation, Take)

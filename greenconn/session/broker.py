@@ -921,7 +921,7 @@ class Configuration:
 
     @property
     def limits(self) -> Connection | str | None:
-        """Where limits are kept, if the broker does not keep them; None: nowhere."""
+        """The store of limits for brokers that keep none; None: there is none."""
         return self._limits or os.environ.get(LIMITS_VARIABLE) or None
 
     @property

@@ -558,8 +558,8 @@ def spawn_consumer(
             ``limit``: a :class:`~greenconn.options.Limit`, the maximum number of handlers that run at
             the same time in all processes, for the queue or for each key.  ``rate``: a
             :class:`~greenconn.options.Rate`, the maximum number of handlers that start in a period.  A
-            message that must wait goes back to the broker, if that can delay messages, and comes again;
-            that is no attempt.  Default: None, no limits.
+            message that must wait goes back to the broker, if that can delay messages, which counts as
+            no attempt.  Default: None, no limits.
 
             ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: properties of the consumer at the
             broker.

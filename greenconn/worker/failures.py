@@ -255,7 +255,7 @@ class FailedMessages:
             # The transport has no delays; the next message need not try.
             self._is_unable = True
             logger.info(
-                "messages of queue %r that are to come again wait in this process: %s",
+                "delayed messages of queue %r wait in this process: %s",
                 queue,
                 error_text(exc),
                 extra=message_fields(message, queue=queue),
@@ -263,7 +263,7 @@ class FailedMessages:
         except Exception as exc:
             if message.channel.is_open:
                 logger.warning(
-                    "a message of queue %r that is to come again waits in this process: %s",
+                    "a delayed message of queue %r waits in this process: %s",
                     queue,
                     error_text(exc),
                     extra=message_fields(message, queue=queue),

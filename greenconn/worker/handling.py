@@ -256,7 +256,7 @@ class Handling:
         return self._admission
 
     def _may_begin(self, message: Message, body: Any) -> bool:
-        """Return whether *message* is to be handled now, and see that it comes again else.  May switch.
+        """Return whether *message* is to be handled now, and have it redelivered else.  May switch.
 
         Raises:
             Exception: what a function of the limit raised, or of the rate.
@@ -291,7 +291,7 @@ class Handling:
         return False
 
     def _put_off(self, message: Message, queue: str, delay: float) -> None:
-        """Have *message* come again in *delay* seconds, at the broker if it can keep it.  May switch."""
+        """Have *message* redelivered in *delay* seconds, by the broker if it can.  May switch."""
         holder = self._failed_messages
         if holder is not None and holder.can_delay(message):
             delay = kept_delay(message.channel, delay)
@@ -320,7 +320,7 @@ class Handling:
             admission.leave(message, is_done=self._is_done(message))
 
     def _is_done(self, message: Message) -> bool:
-        """Return whether *message* was settled and does not come again."""
+        """Return whether *message* was settled and is not redelivered."""
         return self._no_ack or (message.acknowledged and message._state != "REQUEUED")
 
     def flush_limits(self, deadline: Deadline) -> None:
@@ -328,7 +328,7 @@ class Handling:
         if self._admission is not None:
             self._admission.flush(deadline)
 
-    # Messages that come again
+    # Redelivered messages
 
     def _note_return(self, message: Message) -> None:
         """Note that *message* is put back or given up, and may be delivered again.  Never switches."""
