@@ -1,4 +1,4 @@
-"""What is asked of the store of limits before a message is published, and before it is handled.
+"""Requests to the store of limits before a message is published, and before it is handled.
 
 A consumer with a limit or a rate asks for a place and a token before each call of its handler.  A
 message that gets none goes back to the broker, which redelivers it when a token is promised, or after a
@@ -78,7 +78,7 @@ _NOT_PUBLISHED: Final = (PublishNacked, PublishRefused, Unroutable)
 
 
 class Claim(NamedTuple):
-    """What the header of a message says.
+    """The key of a message, by its header.
 
     Attributes:
         kind: ``h``: unique until it is handled; ``s``: until it is started; ``d``: debounced.
@@ -125,7 +125,7 @@ def _is_id(value: object) -> bool:
 
 
 class Verdict(Enum):
-    """What becomes of a message before its handler is called."""
+    """The decision about a message before its handler is called."""
 
     #: It is handled now.
     BEGIN = "begin"
@@ -138,7 +138,7 @@ class Verdict(Enum):
 
 
 class _Entry:
-    """What one message has here.
+    """The places and the key of one message.
 
     Attributes:
         places: with the store and the lease of each.

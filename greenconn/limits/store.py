@@ -27,6 +27,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
+from greenconn.clocks import CLOCK
 from greenconn.defaults import check_limits, consuming_connection, keeper_of
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
@@ -264,11 +265,11 @@ class MemoryFacts:
     """Facts in the memory of this process.
 
     Arguments:
-        clock: returns seconds.
+        clock: returns seconds; None: that of the process.
     """
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or (lambda: CLOCK.monotonic())  # that of a test meanwhile
         self._facts: dict[str, dict[str, int]] = {}
         self._sweep_at = SWEEP
 

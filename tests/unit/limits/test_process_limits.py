@@ -111,9 +111,9 @@ def test_an_application_in_a_test_has_its_limits_in_memory() -> None:
 
     with app.testing() as test:
         app.publish("jobs", {"key": "a"}, unique="a")
-        test.wait_until_handled()
+        test.run_until_idle()
         app.publish("jobs", {"key": "b"}, unique="a")
-        test.wait_until_handled()
+        test.run_until_idle()
     assert handled == ["a", "b"]
 
 

@@ -15,7 +15,6 @@ import greenconn
 from greenconn import DeadLetter, Discard, Retry, RetryLater, in_order
 from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.store import MemoryIds
-from greenconn.contrib.keys import rate_limited
 from greenconn.exceptions import KombuError, RemoteError
 from greenconn.testing import MemoryBroker
 from tests.fix_wires import until
@@ -152,9 +151,8 @@ def test_function_as_on_error_decides(broker: MemoryBroker) -> None:
         None,
         handled_once(MemoryIds(), name="n"),
         in_order(lambda *_: 1, on_failure="skip"),
-        rate_limited(100),
     ],
-    ids=["plain", "once", "rate", "order"],
+    ids=["plain", "once", "order"],
 )
 def test_decorated_handlers(broker: MemoryBroker, decorate: Any) -> None:
     calls: list[int] = []
