@@ -295,9 +295,9 @@ class ConsumerGreenlet(_Greenlet):
             be decoded), ``discarded`` (the handler raised ``Discard``), ``retried``, ``rejected``,
             ``requeued``, ``dropped`` (with ``no_ack``: received but never handled), ``deferred``
             (put back for a limit), ``skipped`` (debounced: a later message took its place).
-            ``in_flight``: messages that handlers have started and that are not settled.  ``concurrency`` and
-            ``prefetch_count``: the options of the consumer.  ``last_delivery_age``: seconds since the
-            last delivery, None before the first.
+            ``in_flight``: messages that handlers have started and that are not settled.
+            ``concurrency`` and ``prefetch_count``: the options of the consumer.
+            ``last_delivery_age``: seconds since the last delivery, None before the first.
         """
         lifecycle = self.lifecycle
         handling, dispatcher = lifecycle.handling, lifecycle.dispatcher
