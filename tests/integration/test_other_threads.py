@@ -217,9 +217,10 @@ FUNCTIONS: Mapping[str, Callable[[Connection, str], Any]] = {
 }
 #: Those of the thread that asks, or no functions of a connection.
 FUNCTIONS_ANYWHERE = {
-    *("App", "BrokerConnection", "Connection", "Consumer", "ConsumerGreenlet", "Exchange"),
-    *("FileOffsets", "Listener", "Message", "Producer", "Queue", "QueueOffsets", "Retry"),
-    *("SuperStream", "add_listener", "binding", "configure", "disable_insecure_serializers"),
+    *("AlreadyQueued", "App", "Broadcast", "BrokerConnection", "Connection", "Consumer"),
+    *("ConsumerGreenlet", "DeadLetter", "Discard", "Exchange", "FileOffsets", "Limit"),
+    *("Listener", "Message", "Producer", "Queue", "QueueOffsets", "Rate", "Retry", "RetryLater"),
+    *("SuperStream", "add_listener", "in_order", "binding", "configure", "disable_insecure_serializers"),
     *("enable_insecure_serializers", "parse_url", "remove_listener", "stop_consumers", "uuid"),
     "version_info_t",
 }

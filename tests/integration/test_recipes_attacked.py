@@ -59,9 +59,9 @@ def attacked(handler):
 
 checked = consumers.checked_options
 
-def with_defaults(queue, options, further):
+def with_defaults(queue, options, further, **rest):
     kept = {**options, "retry": None, "handler": attacked(options["handler"])}
-    return checked(queue, kept, {**further, "handler_timeout": 0.5})
+    return checked(queue, kept, {**further, "handler_timeout": 0.5}, **rest)
 
 consumers.checked_options = with_defaults
 gevent.signal_handler(signal.SIGTERM, lambda: None)

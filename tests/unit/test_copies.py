@@ -35,6 +35,7 @@ ARGUMENTS: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = (
     (("text",), {}),
     ((404, "text"), {}),
     ((200, "code", "text"), {}),
+    ((30,), {}),
     ((), {}),
 )
 #: Modules that need settings of a program, or change kombu in this process.
@@ -72,7 +73,7 @@ def made(kind: type[BaseException]) -> BaseException:
     for args, kwargs in ARGUMENTS:
         try:
             return kind(*args, **kwargs)
-        except TypeError:
+        except (TypeError, ValueError):
             continue
     raise AssertionError(f"no arguments for {kind}: add some to ARGUMENTS")
 
