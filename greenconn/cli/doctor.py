@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import shutil
+import subprocess  # nothing else runs meanwhile, and gevent's takes the ends of all children
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from uuid import uuid4
 
 import click
 import gevent
-from gevent import get_hub, monkey, subprocess
+from gevent import get_hub, monkey
 from gevent.socket import SOCK_STREAM, getaddrinfo
 from redis.exceptions import RedisError
 

@@ -405,7 +405,9 @@ def test_async_tasks_are_refused() -> None:
         task(wait_for)
 
 
-def test_aenqueue() -> None:
+def test_aenqueue(patched: bool) -> None:
+    if patched:
+        pytest.skip("loops of asyncio need threads, which a patched process does not have")
     with running(results="default", enqueue="now") as test:
         result = async_to_sync(add.aenqueue)(1, b=1)
         test.run_until_idle()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ def of_django(folder: Path, postgresql: str | None = POSTGRESQL) -> Iterator[Box
             "PORT": url.port,
         }
     configure_django()
+    with suppress(AttributeError):
+        del connections["default"]  # that of another test, to another database
     connections.databases["default"].update(given)
     from greenconn.contrib.outbox import django as outbox
     from greenconn.contrib.outbox.django.models import OutboxLease, OutboxMessage
