@@ -220,7 +220,14 @@ FUNCTIONS_ANYWHERE = {
     *("AlreadyQueued", "App", "Broadcast", "BrokerConnection", "Connection", "Consumer"),
     *("ConsumerGreenlet", "DeadLetter", "Discard", "Exchange", "FileOffsets", "Limit"),
     *("Listener", "Message", "Producer", "Queue", "QueueOffsets", "Rate", "Retry", "RetryLater"),
-    *("SuperStream", "add_listener", "in_order", "binding", "configure", "disable_insecure_serializers"),
+    *(
+        "SuperStream",
+        "add_listener",
+        "in_order",
+        "binding",
+        "configure",
+        "disable_insecure_serializers",
+    ),
     *("enable_insecure_serializers", "parse_url", "remove_listener", "stop_consumers", "uuid"),
     "version_info_t",
 }
