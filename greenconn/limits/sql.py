@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 #: Made when it is first needed: most files have no limits.
 _TABLES: Final = (
     """
-CREATE TABLE IF NOT EXISTS facts (
+CREATE TABLE facts (
     key TEXT NOT NULL,
     holder TEXT NOT NULL,
     until INTEGER NOT NULL,
     PRIMARY KEY (key, holder)
 ) WITHOUT ROWID
 """,
-    "CREATE INDEX IF NOT EXISTS facts_until ON facts (until)",
+    "CREATE INDEX facts_until ON facts (until)",
 )
 
 
@@ -83,10 +83,14 @@ def run_in_sqlite(link: StoreLink, operations: Sequence[Operation]) -> list[Any]
 
 def _run_in_file(connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
     # In the thread.
-    for statement in _TABLES:
-        connection.execute(statement)
     now = round(time() * MICRO)
-    connection.execute("DELETE FROM facts WHERE until <= ?", (now,))
+    try:
+        connection.execute("DELETE FROM facts WHERE until <= ?", (now,))
+    except connection.OperationalError as exc:
+        if "no such table" not in str(exc):
+            raise
+        for statement in _TABLES:
+            connection.execute(statement)
     rows = SqliteRows(connection)
     return [carry_out(rows, operation, now) for operation in operations]
 
