@@ -370,6 +370,10 @@ class Message(Generic[T]):
         count = self.headers.get("x-delivery-count")
         return count if isinstance(count, int) and count > 0 else 1
 
+    def _came_with(self, name: str) -> bool:
+        """Return whether the message was published with a header, without reading all where possible."""
+        return name in self.headers
+
     @property
     def acknowledged(self) -> bool:
         """Whether it was acknowledged, rejected or requeued."""

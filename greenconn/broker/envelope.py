@@ -356,8 +356,9 @@ _set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_bo
     vars(Message)[name].__set__
     for name in ("properties", "headers", "content_type", "content_encoding", "body", "errors")
 )
-_content_type, _content_encoding, _body, _errors = (
-    vars(Message)[name].__get__ for name in ("content_type", "content_encoding", "body", "errors")
+_headers, _content_type, _content_encoding, _body, _errors = (
+    vars(Message)[name].__get__
+    for name in ("headers", "content_type", "content_encoding", "body", "errors")
 )
 
 
@@ -429,6 +430,11 @@ class Delivery(Message):
     def deliveries(self) -> int:
         """The number of deliveries before this one, as far as the broker can tell."""
         raise NotImplementedError
+
+    def _came_with(self, name: str) -> bool:
+        if self._stage == _RAW:
+            self._read(_READ)
+        return name in _headers(self)
 
     def _send_back(self) -> None:
         self.channel.requeue_unseen(self.delivery_tag)

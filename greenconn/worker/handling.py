@@ -207,12 +207,11 @@ class Handling:
                 if self._keeps_order:
                     self._end_turn(message)
                 return
-            if self._is_resent and ATTEMPTS in message.headers:
+            if self._is_resent and message._came_with(ATTEMPTS):
                 restore_route(message)
             try:
-                if (self._is_limited or CLAIM in message.headers) and not self._may_begin(
-                    message, body
-                ):
+                is_conditional = self._is_limited or message._came_with(CLAIM)
+                if is_conditional and not self._may_begin(message, body):
                     return
                 self._call(body, message)
             except NotBegun:
@@ -310,7 +309,7 @@ class Handling:
 
     def _carry(self, message: Message, queue: str, delay: float) -> None:
         """Have the copy of *message*, which comes in *delay* seconds, keep its unique key."""
-        if CLAIM in message.headers:
+        if message._came_with(CLAIM):
             self._admit().carry(message, queue, delay)
 
     def _leave(self, message: Message) -> None:
@@ -677,7 +676,7 @@ class Handling:
             self._decide(self._options.on_decode_error, message, exc, 0)
         else:
             self._reject(message, exc, 0, target)
-        if CLAIM in message.headers and self._is_done(message):
+        if message._came_with(CLAIM) and self._is_done(message):
             self._admit().end(message, self._consumer.queue_of(message))
 
     def _decide(
@@ -931,7 +930,7 @@ class BatchHandling(Handling):
             except FAILURES as exc:
                 self._refuse_undecodable(message, exc)
             else:
-                if CLAIM not in message.headers or self._may_begin(message, body):
+                if not message._came_with(CLAIM) or self._may_begin(message, body):
                     bodies.append(body)
                     good.append(message)
         batch.messages = good

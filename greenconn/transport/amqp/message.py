@@ -186,6 +186,10 @@ class Delivery(Message):
         else:
             self.channel.requeue_unseen(self.delivery_tag)
 
+    def _came_with(self, name: str) -> bool:
+        # Most messages are handled without unpacking their header frame.
+        return name.encode() in self._header and name in self.headers
+
     def _decode(self) -> Any:
         if self._stage == _RAW:
             kind = content_kind(self._header[12:])

@@ -231,6 +231,10 @@ class Message(BaseMessage):
             return loads(self.body, self.content_type, self.content_encoding, self.accept)
         return super()._decode()
 
+    def _came_with(self, name: str) -> bool:
+        headers = self.entry.envelope["headers"]
+        return bool(headers) and name in headers
+
     def _headers(self) -> Any:
         return copied(self.entry.envelope["headers"])
 

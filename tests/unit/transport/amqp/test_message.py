@@ -202,6 +202,13 @@ def test_the_interpreter_reads_slots_directly() -> None:
     assert not hasattr(Delivery, "__getattr__")
 
 
+@pytest.mark.parametrize("headers", [{}, {"other": "x-mine"}, {"x-mine": 1}])
+def test_whether_a_message_came_with_a_header(headers: dict[str, Any]) -> None:
+    message = delivery_of(b"", application_headers=headers)
+    assert message._came_with("x-mine") == ("x-mine" in headers)
+    assert message._came_with("y") is False
+
+
 def test_where_a_message_that_was_got_came_from() -> None:
     method = struct.pack(">HHQ?", 60, 71, 7, True) + b"\0\5queue" + struct.pack(">I", 12)
     message = Delivery(None, 7, method, header_of(block_of()), b"", None)
