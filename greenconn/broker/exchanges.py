@@ -785,7 +785,13 @@ class Row(NamedTuple):
 
 
 class TopologyStore(ABC):
-    """Named records of exchanges, each with its bindings.  All methods may switch."""
+    """Named records of exchanges, each with its bindings, and the rules of their life.
+
+    A store writes the records.  All methods may switch.  A change is several records: a greenlet that is
+    killed between two of them leaves bindings to what is not there any more, which no message takes.
+    """
+
+    # -- records
 
     @abstractmethod
     def get(self, exchange: str) -> ExchangeRecord | None:
@@ -823,17 +829,24 @@ class TopologyStore(ABC):
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         """Remove all bindings that lead to a queue or an exchange; return where they began."""
 
+    # -- rules
 
-class Topology(ABC):
-    """The exchanges and bindings of one broker.  All methods may switch."""
-
-    @abstractmethod
-    def _read(self, function: Callable[..., T], *args: Any) -> T:
-        """Return ``function(store, *args)``, which changes nothing."""
-
-    @abstractmethod
-    def _change(self, function: Callable[..., object], *args: Any) -> None:
-        """Do ``function(store, *args)``, in one transaction if the broker has any."""
+    def find(self, name: str) -> Exchange | None:
+        """Return an exchange without its bindings; None: there is none, or of no type known here."""
+        record = self.get(name)
+        kind = None if record is None else record.get("type")
+        if record is None or not isinstance(kind, str) or kind not in ROUTERS:
+            return None
+        arguments = record.get("arguments")
+        return Exchange(
+            name,
+            kind,
+            ROUTERS[kind](),
+            durable=bool(record.get("durable")),
+            auto_delete=bool(record.get("auto_delete")),
+            arguments=arguments if isinstance(arguments, dict) else {},
+            is_guess=bool(record.get("is_guess")),
+        )
 
     def declare(self, exchange: Exchange) -> None:
         """Keep an exchange, unless there is one of its name."""
@@ -843,122 +856,65 @@ class Topology(ABC):
             "auto_delete": exchange.auto_delete,
             "arguments": dict(exchange.arguments),
         }
-        self._change(_put, exchange.name, record)
+        self.put(exchange.name, record)
 
-    def find(self, name: str) -> Exchange | None:
-        """Return an exchange without its bindings; None: there is none."""
-        return _exchange(name, self._read(_get, name))
-
-    def delete(self, name: str) -> None:
+    def drop(self, name: str) -> None:
         """Delete an exchange, its bindings, and those that lead to it."""
-        self._change(_delete, name)
-
-    def rows(self, name: str) -> Sequence[Row] | None:
-        """Return the bindings of an exchange; None: there is no such exchange.
-
-        It is the same object as long as nothing has changed.
-        """
-        rows: Sequence[Row] | None = self._read(_rows, name)
-        return () if rows is None and name in PREDECLARED else rows
-
-    def is_used(self, name: str) -> bool:
-        """Return whether any binding begins at an exchange."""
-        return self._read(_has_rows, name)
-
-    def bind(self, exchange: str, row: Row) -> None:
-        """Add a binding; again: changes nothing."""
-        self._change(_add, exchange, row)
+        self.delete(name)
+        self.delete_unbound(self.remove_to(name, is_exchange=True))
 
     def unbind(self, exchange: str, row: Row) -> None:
         """Remove a binding, and an auto-delete exchange with its last one."""
-        self._change(_unbind, exchange, row)
+        if self.remove(exchange, row):
+            self.delete_unbound([exchange])
 
     def forget_queue(self, name: str) -> None:
         """Remove the bindings of a queue, and auto-delete exchanges with their last one."""
-        self._change(_forget_queue, name)
+        self.delete_unbound(self.remove_to(name, is_exchange=False))
 
     def delete_unbound(self, names: Iterable[str]) -> None:
         """Delete those of some exchanges that go with their last binding, and have none."""
-        self._change(_delete_unbound, names)
+        for name in dict.fromkeys(names):
+            record = self.get(name)
+            if record is not None and record.get("auto_delete") and not self.has_rows(name):
+                self.drop(name)
 
 
-class DirectTopology(Topology):
-    """The records of a broker that has no transactions.
+class Topology(ABC):
+    """The records of a broker that has transactions: each change is one.  All methods may switch."""
 
-    A change is several calls of the store.  Who is killed between two of them leaves bindings to what is
-    not there any more, which no message takes.
+    @abstractmethod
+    def _read(self, function: Callable[[TopologyStore], T]) -> T:
+        """Return ``function(store)``, which changes nothing."""
 
-    Arguments:
-        store: the records.
-    """
+    @abstractmethod
+    def _change(self, function: Callable[[TopologyStore], object]) -> None:
+        """Do ``function(store)`` in one transaction."""
 
-    def __init__(self, store: TopologyStore) -> None:
-        self._store = store
+    @abstractmethod
+    def rows(self, name: str) -> Sequence[Row] | None:
+        """See :class:`TopologyStore`, as the other methods."""
 
-    def _read(self, function: Callable[..., T], *args: Any) -> T:
-        return function(self._store, *args)
+    def has_rows(self, name: str) -> bool:
+        return self._read(lambda store: store.has_rows(name))
 
-    def _change(self, function: Callable[..., object], *args: Any) -> None:
-        function(self._store, *args)
+    def find(self, name: str) -> Exchange | None:
+        return self._read(lambda store: store.find(name))
 
+    def declare(self, exchange: Exchange) -> None:
+        self._change(lambda store: store.declare(exchange))
 
-# What is called with the store.
-def _get(store: TopologyStore, name: str) -> ExchangeRecord | None:
-    return store.get(name)
+    def drop(self, name: str) -> None:
+        self._change(lambda store: store.drop(name))
 
+    def add(self, exchange: str, row: Row) -> None:
+        self._change(lambda store: store.add(exchange, row))
 
-def _put(store: TopologyStore, name: str, record: ExchangeRecord) -> None:
-    store.put(name, record)
+    def unbind(self, exchange: str, row: Row) -> None:
+        self._change(lambda store: store.unbind(exchange, row))
 
-
-def _rows(store: TopologyStore, name: str) -> Sequence[Row] | None:
-    return store.rows(name)
-
-
-def _has_rows(store: TopologyStore, name: str) -> bool:
-    return store.has_rows(name)
-
-
-def _add(store: TopologyStore, exchange: str, row: Row) -> None:
-    store.add(exchange, row)
-
-
-def _delete(store: TopologyStore, name: str) -> None:
-    store.delete(name)
-    _delete_unbound(store, store.remove_to(name, is_exchange=True))
-
-
-def _unbind(store: TopologyStore, exchange: str, row: Row) -> None:
-    if store.remove(exchange, row):
-        _delete_unbound(store, [exchange])
-
-
-def _forget_queue(store: TopologyStore, name: str) -> None:
-    _delete_unbound(store, store.remove_to(name, is_exchange=False))
-
-
-def _delete_unbound(store: TopologyStore, names: Iterable[str]) -> None:
-    for name in dict.fromkeys(names):
-        record = store.get(name)
-        if record is not None and record.get("auto_delete") and not store.has_rows(name):
-            _delete(store, name)
-
-
-def _exchange(name: str, record: ExchangeRecord | None) -> Exchange | None:
-    """Return the exchange; None: there is none, or its type is unknown here."""
-    kind = None if record is None else record.get("type")
-    if record is None or not isinstance(kind, str) or kind not in ROUTERS:
-        return None
-    arguments = record.get("arguments")
-    return Exchange(
-        name,
-        kind,
-        ROUTERS[kind](),
-        durable=bool(record.get("durable")),
-        auto_delete=bool(record.get("auto_delete")),
-        arguments=arguments if isinstance(arguments, dict) else {},
-        is_guess=bool(record.get("is_guess")),
-    )
+    def forget_queue(self, name: str) -> None:
+        self._change(lambda store: store.forget_queue(name))
 
 
 #: For their rows; they need no channel.
@@ -980,7 +936,7 @@ class Routing:
         self._state: BrokerState = link.state
 
     @property
-    def _topology(self) -> Topology | None:
+    def _topology(self) -> TopologyStore | Topology | None:
         return self._link.topology
 
     # -- exchanges
@@ -1017,6 +973,8 @@ class Routing:
         if topology is None:
             return self._state.exchanges.get(name)
         rows: Sequence[Row] | None = self._link.ask("routing", topology.rows, name)
+        if rows is None and name in PREDECLARED:
+            rows = ()
         if rows is None:
             self.forget(name)
             return None
@@ -1049,7 +1007,7 @@ class Routing:
     def is_used(self, name: str) -> bool:
         """Return whether something is bound to an exchange, by whatever process.  May switch."""
         if self._topology is not None:
-            return self._link.ask("routing", self._topology.is_used, name)
+            return self._link.ask("routing", self._topology.has_rows, name)
         known = self._state.exchanges.get(name)
         return known is not None and bool(known.bindings)
 
@@ -1061,7 +1019,7 @@ class Routing:
     def drop(self, name: str) -> None:
         """Forget a deleted exchange, which is not shared any more.  May switch."""
         if self._topology is not None:
-            self._link.ask("deleting an exchange", self._topology.delete, name)
+            self._link.ask("deleting an exchange", self._topology.drop, name)
 
     # -- bindings
 
@@ -1069,7 +1027,7 @@ class Routing:
         """Make a binding, here and for others; again: only tells the others.  May switch."""
         if self._topology is not None:
             row = self._row(binding)
-            self._link.ask("binding", self._topology.bind, binding.source, row)
+            self._link.ask("binding", self._topology.add, binding.source, row)
         if binding.source in self._state.exchanges:
             self._state.bind(binding)
 

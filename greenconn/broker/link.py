@@ -32,7 +32,7 @@ from greenconn.broker.consuming import (
 )
 from greenconn.broker.deliveries import Acknowledger
 from greenconn.broker.envelope import Envelope, TagMaker, level_of, lifetime_of
-from greenconn.broker.exchanges import BrokerState, Router, Routing, Topology
+from greenconn.broker.exchanges import BrokerState, Router, Routing, Topology, TopologyStore
 from greenconn.broker.leases import Handover, Leases
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import PutBatcher
@@ -91,7 +91,7 @@ class BrokerLink(Link):
     feeds: Mapping[str, ConsumedFeed]
     settlements: Acknowledger
     subscriptions: Subscriptions
-    topology: Topology | None
+    topology: TopologyStore | Topology | None
 
     def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
         super().__init__(client)

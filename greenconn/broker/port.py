@@ -28,7 +28,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 
 if TYPE_CHECKING:
-    from greenconn.broker.exchanges import Topology
+    from greenconn.broker.exchanges import Topology, TopologyStore
     from greenconn.broker.queues import Declaration
 
 
@@ -224,7 +224,7 @@ class Store(ABC):
     #: Whether queues are looked for one by one, each claim waiting for its own (SQS), or together.
     claims_each_queue: ClassVar[bool] = False
     #: The exchanges and bindings that are shared with other processes; None: they are not.
-    topology: Topology | None = None
+    topology: TopologyStore | Topology | None = None
 
     def __init__(self, client: Any, wake: Callable[[str | None], None]) -> None:
         self.client = client

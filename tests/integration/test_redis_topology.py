@@ -214,7 +214,7 @@ def test_a_queue_that_has_ended_is_not_bound(opened: Open, at_server: Control) -
     channel.queue_declare("q", arguments={"x-expires": 600_000})
     assert at_server("DEL", "greenconn.queue.q")
     with pytest.raises(greenconn.exceptions.NotFound):
-        link.records.add("news", Row("a", "", "q"))
+        link.topology.add("news", Row("a", "", "q"))
     assert not at_server("EXISTS", "_kombu.binding.news")
 
 

@@ -32,10 +32,8 @@ from greenconn._version import __version__
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.exchanges import (
     PREDECLARED,
-    DirectTopology,
     ExchangeRecord,
     Row,
-    Topology,
     TopologyStore,
 )
 from greenconn.broker.link import StoreLink
@@ -176,7 +174,7 @@ class CouchStore(Store):
     """
 
     put_bytes: ClassVar[int] = 1024 * 1024
-    topology: Topology
+    topology: TopologyStore
 
     def __init__(
         self,
@@ -194,7 +192,7 @@ class CouchStore(Store):
         self._api = api = CouchApi(web, database, client.as_uri(), options.reply_timeout)
         self._writer = Writer()
         self._cache = TopologyCache.of(f"{web.where}/{database}")
-        self.topology = DirectTopology(CouchTopology(api, self._cache))
+        self.topology = CouchTopology(api, self._cache)
         self._owners = Owners(self, api, options.lease)
         self._claims = Claims(api, self._owners, wake)
         self._feed = ChangesFeed(

@@ -26,7 +26,6 @@ from pymongo import ASCENDING, IndexModel, ReplaceOne, errors
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.exchanges import DirectTopology, Topology
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
@@ -253,7 +252,7 @@ class MongoStore(Store):
     put_bytes: ClassVar[int] = 4 * 1024 * 1024
     replaces_at_once: ClassVar[bool] = True
     settle_limit: ClassVar[int] = 1000
-    topology: Topology
+    topology: MongoTopology
 
     def __init__(
         self,
@@ -273,7 +272,6 @@ class MongoStore(Store):
         self._servers: Client
         self._messages: Any
         self._claims: Claims
-        self._bindings: MongoTopology
         self._queues: Queues
         self._broadcast: Broadcast
         self._notifications: Notifications
@@ -297,8 +295,7 @@ class MongoStore(Store):
         servers.call(_prepare, database, options)
         self._claims = Claims(servers, self._messages, options.lease)
         self._broadcast = broadcast_of(servers, options.broadcast_collection)
-        self._bindings = MongoTopology(servers, options, self._broadcast, self, self.wake)
-        self.topology = DirectTopology(self._bindings)
+        self.topology = MongoTopology(servers, options, self._broadcast, self, self.wake)
         self._queues = Queues(servers, options, self.topology)
         self._notifications = Notifications(
             servers,
@@ -469,7 +466,7 @@ class MongoStore(Store):
                 continue
             if now - self._unbound.get(queue, 0.0) < _BOUND_LIFETIME:
                 continue
-            exchanges = self._bindings.fanouts_of(queue)
+            exchanges = self.topology.fanouts_of(queue)
             for exchange in exchanges:
                 self._broadcast.listen(self, queue, exchange, self.wake)
             if not exchanges:

@@ -21,7 +21,7 @@ import gevent
 from bson import ObjectId
 from pymongo import ReturnDocument
 
-from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row, TopologyStore
 from greenconn.broker.port import LeaseExpired
 from greenconn.broker.queues import UNDECLARED, Declaration, is_lost
 from greenconn.jsoncodec import dumps, loads
@@ -54,7 +54,7 @@ class Queues:
         topology: forgets the bindings of queues that are deleted.
     """
 
-    def __init__(self, client: Client, options: MongoOptions, topology: Topology) -> None:
+    def __init__(self, client: Client, options: MongoOptions, topology: TopologyStore) -> None:
         self._client = client
         self._options = options
         self._topology = topology

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.exchanges import ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.broker.queues import Declaration, QueuePolicy, is_lost
 from greenconn.jsoncodec import dumps, loads
 
@@ -222,7 +222,7 @@ class Queues:
             self._session.change(
                 f"DELETE FROM greenconn.messages WHERE queue = %b AND {held}", (number,)
             )
-        DirectTopology(self._records).forget_queue(name)
+        self._records.forget_queue(name)
         notify(self._session, (owner for (owner,) in consumers if owner != self._owner))
         return count
 
@@ -516,7 +516,7 @@ class SharedTopology(Topology):
             self._version = version
         if name not in self._rows:
             # Read after the version: what changes in between is read again.
-            self._rows[name] = DirectTopology(self._records).rows(name)
+            self._rows[name] = self._records.rows(name)
         return self._rows[name]
 
 

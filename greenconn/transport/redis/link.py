@@ -23,10 +23,8 @@ from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import (
     STANDARD_EXCHANGE_TYPES,
-    DirectTopology,
     Router,
     Routing,
-    Topology,
 )
 from greenconn.broker.leases import Leases
 from greenconn.broker.link import ForkHandler, LeasedLink
@@ -92,7 +90,7 @@ class RedisLink(LeasedLink):
         known: the declarations of queues that were read.
         owner: the unique name under which this life holds messages.  Known when it is open.
         placement: the parts that talk to servers.
-        records: the exchanges and bindings in the server.
+        topology: the exchanges and bindings in the server.
     """
 
     options: RedisOptions
@@ -101,6 +99,7 @@ class RedisLink(LeasedLink):
     known: KnownQueues
     settlements: PipelinedSettlements
     subscriptions: StoreSubscriptions[Delivery, RedisSource]
+    topology: RedisTopology
     close_timeout: ClassVar[float | None] = 2.0
 
     def __init__(self, transport: Transport) -> None:
@@ -113,8 +112,7 @@ class RedisLink(LeasedLink):
         self.feeds: dict[str, RedisFeed] = {}
         self.placement = placement = transport.placement(self)
         self.commands = commands = placement.commands
-        self.records = RedisTopology(self, placement.of, placement.partition)
-        self.topology: Topology = DirectTopology(self.records)
+        self.topology = RedisTopology(self, placement.of, placement.partition)
         self.routing: Routing = Routing(self, checks_queues=True)
         server = placement.server
         self.fanout = Fanout(
@@ -229,7 +227,7 @@ class RedisLink(LeasedLink):
 
     def existing(self, queues: Sequence[str]) -> Sequence[str]:
         """Return those of *queues* that exist, and what stands for channels.  May switch."""
-        is_known, field = self.queues.is_known_to_exist, self.records.bound_field
+        is_known, field = self.queues.is_known_to_exist, self.topology.bound_field
         unknown = {
             each: [field(*binding) for binding in self.routing.rows_to(each)]
             for each in queues
@@ -246,7 +244,7 @@ class RedisLink(LeasedLink):
         if known is None:
             return ()
         kind = STANDARD_EXCHANGE_TYPES["fanout" if known.type == "headers" else known.type](None)
-        queues = sorted(kind.lookup(self.records.table(exchange), exchange, routing_key, None))
+        queues = sorted(kind.lookup(self.topology.table(exchange), exchange, routing_key, None))
         return self.existing(queues) or queues
 
     # Consuming and publishing

@@ -314,7 +314,7 @@ class RedisQueues(QueueStore):
             commands = self._at(name).commands
             commands.pipeline.post(pack(b"PEXPIRE", commands.keys.queue(name), milliseconds))
             self.pushed(name)
-            self._link.records.keep(name, milliseconds)
+            self._link.topology.keep(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """Note a message sent to a queue that expires, with which it goes.  Never switches.
@@ -506,7 +506,7 @@ class RedisQueues(QueueStore):
         self._exists_until.pop(name, None)
         self.expiring.pop(name, None)
         self._at(name).expiry.forget(name)
-        self._link.records.ended(name)
+        self._link.topology.ended(name)
         self._link.queue_ended(name, [each.decode() for each in reply[1:]])
 
     def end_unused(self, commands: Commands, names: list[str]) -> None:

@@ -23,7 +23,7 @@ from random import shuffle
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.exchanges import ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.broker.port import LeaseExpired
 from greenconn.broker.queues import Declaration, QueuePolicy
 from greenconn.jsoncodec import dumps, loads
@@ -244,12 +244,12 @@ class FileTopology(Topology):
         self._rows: dict[str, Sequence[Row] | None] = {}
         self._version = 0
 
-    def _read(self, function: Callable[..., T], *args: Any) -> T:
-        found: T = self._database.read(_on_records, function, *args)
+    def _read(self, function: Callable[[TopologyStore], T]) -> T:
+        found: T = self._database.read(_on_records, function)
         return found
 
-    def _change(self, function: Callable[..., object], *args: Any) -> None:
-        self._database.write(_on_records, function, *args)
+    def _change(self, function: Callable[[TopologyStore], object]) -> None:
+        self._database.write(_on_records, function)
 
     def rows(self, name: str) -> Sequence[Row] | None:
         known = self._version if name in self._rows else 0
@@ -264,15 +264,15 @@ class FileTopology(Topology):
         return self._rows[name]
 
 
-def _on_records(db: sqlite3.Connection, function: Callable[..., T], *args: Any) -> T:
-    return function(Records(db), *args)
+def _on_records(db: sqlite3.Connection, function: Callable[[TopologyStore], T]) -> T:
+    return function(Records(db))
 
 
 def _rows(db: sqlite3.Connection, name: str, known: int) -> _Read:
     """Return the bindings of an exchange, unless nothing has changed since version *known*."""
     (version,) = db.execute("SELECT version FROM topology").fetchone()
     is_known = version == known
-    return _Read(version, () if is_known else DirectTopology(Records(db)).rows(name))
+    return _Read(version, () if is_known else Records(db).rows(name))
 
 
 def _text(arguments: Mapping[str, Any] | None) -> str:
@@ -450,7 +450,7 @@ class Queues:
         db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
-        DirectTopology(Records(db)).forget_queue(name)
+        Records(db).forget_queue(name)
         self._known.pop(row.id, None)
         return count, consumers
 

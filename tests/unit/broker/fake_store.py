@@ -10,7 +10,7 @@ from typing import Any
 from gevent.event import Event
 
 from greenconn.broker.envelope import mark_redelivered
-from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.exchanges import ExchangeRecord, Row, TopologyStore
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -145,14 +145,14 @@ class FakeStore(Store):
     """A store over a :class:`FakeBroker`."""
 
     body_encoding = None
-    topology: Topology
+    topology: TopologyStore
 
     def __init__(
         self, client: Any, wake: Callable[[str | None], None], fake_broker: FakeBroker
     ) -> None:
         super().__init__(client, wake)
         self.fake_broker = fake_broker
-        self.topology = DirectTopology(FakeTopology(fake_broker, self._call))
+        self.topology = FakeTopology(fake_broker, self._call)
         self.is_open = False
         self.bell = Event()
 

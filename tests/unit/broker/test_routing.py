@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.exchanges import Binding, BrokerState, DirectTopology, Routing
+from greenconn.broker.exchanges import Binding, BrokerState, Routing
 from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 
@@ -19,7 +19,7 @@ class Process:
     def __init__(self, fake_broker: FakeBroker, **options: bool) -> None:
         self.gone: set[str] = set()
         self.state = BrokerState()
-        self.topology = DirectTopology(FakeTopology(fake_broker, lambda method, argument: None))
+        self.topology = FakeTopology(fake_broker, lambda method, argument: None)
         link: Any = self
         self.routing = Routing(link, **options)
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.exchanges import ROUTERS, DirectTopology, Exchange, Row, Topology
+from greenconn.broker.exchanges import ROUTERS, Exchange, Row, TopologyStore
 from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 
 @pytest.fixture
-def topology(fake_broker: FakeBroker) -> Topology:
+def topology(fake_broker: FakeBroker) -> TopologyStore:
     """The exchanges and bindings of the fake broker."""
-    return DirectTopology(FakeTopology(fake_broker, lambda method, argument: None))
+    return FakeTopology(fake_broker, lambda method, argument: None)
 
 
-def declare(topology: Topology, name: str, **options: Any) -> None:
+def declare(topology: TopologyStore, name: str, **options: Any) -> None:
     topology.declare(Exchange(name, "direct", ROUTERS["direct"](), **options))
 
 
@@ -28,7 +28,7 @@ def to_exchange(name: str) -> Row:
     return Row("key", "", name, None, True)
 
 
-def test_what_was_declared_is_found(topology: Topology) -> None:
+def test_what_was_declared_is_found(topology: TopologyStore) -> None:
     assert topology.find("x") is None
     assert topology.rows("x") is None
     declare(topology, "x", durable=True, arguments={"alternate-exchange": "y"})
@@ -44,34 +44,36 @@ def test_what_was_declared_is_found(topology: Topology) -> None:
     "facts", [{}, {"type": "x-unknown"}, {"type": "direct", "arguments": "none"}], ids=repr
 )
 def test_record_of_another_program(
-    topology: Topology, fake_broker: FakeBroker, facts: dict[str, Any]
+    topology: TopologyStore, fake_broker: FakeBroker, facts: dict[str, Any]
 ) -> None:
     fake_broker.exchanges["x"], fake_broker.rows["x"] = facts, ()
     found = topology.find("x")
     assert (None if found is None else found.arguments) == ({} if len(facts) == 2 else None)
-    topology.delete("x")
+    topology.drop("x")
     assert not fake_broker.exchanges
 
 
-def test_exchange_goes_with_all_its_bindings(topology: Topology) -> None:
+def test_exchange_goes_with_all_its_bindings(topology: TopologyStore) -> None:
     for name in ("x", "y", "z"):
         declare(topology, name)
-    topology.bind("x", to_exchange("y"))
-    topology.bind("x", to_queue("y"))
-    topology.bind("y", to_exchange("z"))
-    topology.delete("y")
+    topology.add("x", to_exchange("y"))
+    topology.add("x", to_queue("y"))
+    topology.add("y", to_exchange("z"))
+    topology.drop("y")
     assert topology.rows("x") == (to_queue("y"),)
     assert topology.rows("y") is None
     assert topology.find("z") is not None
 
 
-def test_chain_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: FakeBroker) -> None:
+def test_chain_of_auto_delete_exchanges_goes(
+    topology: TopologyStore, fake_broker: FakeBroker
+) -> None:
     for name in ("x", "y", "z"):
         declare(topology, name, auto_delete=True)
-    topology.bind("x", to_exchange("y"))
-    topology.bind("y", to_exchange("z"))
-    topology.bind("z", to_exchange("x"))
-    topology.bind("z", to_queue("q"))
+    topology.add("x", to_exchange("y"))
+    topology.add("y", to_exchange("z"))
+    topology.add("z", to_exchange("x"))
+    topology.add("z", to_queue("q"))
     topology.forget_queue("q")
     assert set(fake_broker.exchanges) == {"x", "y", "z"}
     topology.unbind("z", to_exchange("x"))
@@ -79,10 +81,12 @@ def test_chain_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: Fa
     assert not any(fake_broker.rows.values())
 
 
-def test_circle_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: FakeBroker) -> None:
+def test_circle_of_auto_delete_exchanges_goes(
+    topology: TopologyStore, fake_broker: FakeBroker
+) -> None:
     for name in ("x", "y"):
         declare(topology, name, auto_delete=True)
-    topology.bind("x", to_exchange("y"))
-    topology.bind("y", to_exchange("x"))
-    topology.delete("x")
+    topology.add("x", to_exchange("y"))
+    topology.add("y", to_exchange("x"))
+    topology.drop("x")
     assert not fake_broker.exchanges
