@@ -4,21 +4,21 @@ A consumer's deliveries go to a sink, or become events of the connection that ``
 that neither prefetch nor acknowledgements bound is given at most :data:`WINDOW` messages ahead of what
 has been taken, so that the rest stays in the queue for others.
 
-A feed knows the consumers of one queue and whose turn it is, and has a *source*, which knows how
-messages are taken out of one broker.  Messages are taken by *claims*, one at a time, for as many as the
-consumers have room for, so that what is on its way always has a place::
+A feed knows the consumers of one queue and whose turn it is.  Each kind of broker derives one that knows
+how its messages are taken: by *claims*, one at a time, for as many as the consumers have room for, so
+that what is on its way always has a place::
 
     IDLE      no consumer has room, or the broker refused     (room: a claim is due)
     DUE       a claim leaves when this turn ends
     CLAIMING  a claim is on its way
-    DRY       the last claim found less than it asked for      (the source tells when there is more)
+    DRY       the last claim found less than it asked for      (the feed wakes when there is more)
 
-A claim leaves when all that can run now has run: the acks of one turn make room for one claim.  The
-source calls ``begin`` then, ``offer`` for each message that came, and ``free`` and ``ended`` when the
-claim is over.  It calls ``wake`` when there may be messages; what is said while a claim is on its way
-counts when it is over, since the claim may have looked before.  Where a limit holds for a whole channel,
-each claim reserves its places under it.  Nothing of a feed switches; it runs in readers, in the hub, in
-greenlets of links and of users.
+A claim leaves when all that can run now has run: the acks of one turn make room for one claim.  It
+reserves room by ``begin``, gives each message that came to ``offer``, and calls ``free`` and ``ended``
+when it is over.  ``wake`` is called when there may be messages; a call while a claim is on its way
+counts when it is over, since the claim may have looked before.  Where a limit holds for a whole
+channel, each claim reserves its places under it.  Nothing of a feed switches; it runs in readers, in
+the hub, in greenlets of links and of users.
 
 A store whose calls block is asked by a :class:`Claimer`, for one or for many queues in one call, in a
 greenlet that lives as long as there is something to ask for.  A store that cannot wait is asked for
@@ -32,11 +32,12 @@ each, it does not wait long.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from greenconn.abc import Sink
 from greenconn.broker.dead_letters import DELIVERY_COUNT
@@ -439,9 +440,6 @@ class Turns:
         return None
 
 
-F = TypeVar("F", bound="Feed[Any, Any]")
-
-
 class FeedState(State):
     """See the module's theory."""
 
@@ -463,52 +461,24 @@ FEED_MOVES: Final[Mapping[FeedState, frozenset[FeedState]]] = {
 #: 760 bytes, and a process may have tens of thousands of feeds.
 _NOTHING: Final[deque[Any]] = deque(maxlen=0)
 M = TypeVar("M")
-T_contra = TypeVar("T_contra", contravariant=True)
 
 
-class Source(Protocol[T_contra]):
-    """The source of one queue's messages in a broker.  Nothing here switches.
+class Feed(ABC, Generic[M]):
+    """One queue, its consumers, and the claims of its messages.
 
-    Attributes:
-        is_single_active: only the oldest consumer is served.
-    """
-
-    @property
-    def is_single_active(self) -> bool: ...
-
-    def schedule(self) -> None:
-        """Call the feed's ``begin`` when all that can run now has run, and claim as many as it says."""
-
-    def watch(self) -> None:
-        """Call the feed's ``wake`` when there may be messages: the last claim found too few.
-
-        Until :meth:`schedule` or :meth:`retire` is called.
-        """
-
-    def retire(self) -> None:
-        """Forget the feed, unless a claim is on its way whose messages it must take."""
-
-    def delivery(self, message: T_contra, consumer: Consumer) -> Message:
-        """Return what *consumer* is given for a message that was offered."""
-
-
-S = TypeVar("S", bound=Source[Any])
-
-
-class Feed(Generic[M, S]):
-    """One queue and its consumers.
-
-    *M* is what its source offers, *S* the source.
+    *M* is what a claim brings.  Each kind of broker derives one, which knows how messages are taken.
 
     Arguments:
         queue: its name.
-        make_source: returns the source of a feed.
 
     Attributes:
         arrived: messages that came without a claim, and wait until a consumer has room.
         coming: consumers that are about to be.
         consumers: in the order in which they came.
+        delivery: returns what a consumer is given for a message that was offered.  Never switches.
     """
+
+    delivery: Callable[[M, Consumer], Message]
 
     __slots__ = (
         "_again",
@@ -518,11 +488,10 @@ class Feed(Generic[M, S]):
         "coming",
         "consumers",
         "queue",
-        "source",
         "state",
     )
 
-    def __init__(self, queue: str, make_source: Callable[[Feed[M, S]], S]) -> None:
+    def __init__(self, queue: str) -> None:
         self.queue = queue
         self.coming = 0
         self.consumers: dict[Consumer, None] = {}
@@ -533,7 +502,28 @@ class Feed(Generic[M, S]):
         self._again = False
         #: Places under the limits of channels that a claim under way may fill.
         self._reserved: list[tuple[Any, int]] = []
-        self.source = make_source(self)
+
+    # -- what a kind of broker writes; nothing of it switches
+
+    @property
+    @abstractmethod
+    def is_single_active(self) -> bool:
+        """Whether only the oldest consumer is served."""
+
+    @abstractmethod
+    def schedule(self) -> None:
+        """Call :meth:`begin` when all that can run now has run, and claim as many as it says."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Call :meth:`wake` when there may be messages: the last claim found too few.
+
+        Until :meth:`schedule` or :meth:`retire` is called.
+        """
+
+    @abstractmethod
+    def retire(self) -> None:
+        """Forget the feed, unless a claim is on its way whose messages it must take."""
 
     def __repr__(self) -> str:
         return f"<Feed {self.queue!r}: {self.state.value}, {len(self.consumers)} consumers>"
@@ -575,7 +565,7 @@ class Feed(Generic[M, S]):
         consumers = self.consumers
         if consumer not in consumers:
             return
-        if self.source.is_single_active and next(iter(consumers)) is not consumer:
+        if self.is_single_active and next(iter(consumers)) is not consumer:
             return
         self._turns.add(consumer)
         if self.arrived:
@@ -600,7 +590,7 @@ class Feed(Generic[M, S]):
 
     def _due(self) -> None:
         self._move(_DUE)
-        self.source.schedule()
+        self.schedule()
 
     @property
     def has_rivals(self) -> bool:
@@ -651,10 +641,10 @@ class Feed(Generic[M, S]):
             self.free()
         if not (self.consumers or self.coming):
             self._move(_IDLE)
-            self.source.retire()
+            self.retire()
         elif is_dry and not self._again:
             self._move(_DRY)
-            self.source.watch()
+            self.watch()
         elif self._turns:
             self._due()
         else:
@@ -674,7 +664,7 @@ class Feed(Generic[M, S]):
         consumer = self._turns.take()
         if consumer is None:
             return False
-        delivery = self.source.delivery(message, consumer)
+        delivery = self.delivery(message, consumer)
         consumer.channel.deliveries.hold(consumer, delivery)
         consumer.hand_over(delivery, delivery)
         if consumer.is_parked and consumer.has_room():
@@ -703,6 +693,9 @@ class Feed(Generic[M, S]):
             if not self.offer(message):
                 arrived.appendleft(message)
                 return
+
+
+F = TypeVar("F", bound=Feed[Any])
 
 
 class DueFeeds(Generic[F]):
@@ -793,7 +786,7 @@ class Subscriptions(Protocol):
         """
 
 
-class Consuming(Protocol[M, S]):
+class Consuming(Protocol[F]):
     """The commands of one link about the queues that it consumes."""
 
     def check(self, queue: str, method: Method) -> None:
@@ -803,10 +796,10 @@ class Consuming(Protocol[M, S]):
             NotFound, ResourceLocked: it is not there, or not for this connection.
         """
 
-    def feed(self, queue: str) -> Feed[M, S]:
+    def feed(self, queue: str) -> F:
         """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
 
-    def set_consumers(self, feed: Feed[M, S], *, exclusive: bool) -> bool:
+    def set_consumers(self, feed: F, *, exclusive: bool) -> bool:
         """Tell the broker how many consumers there are, with those that are about to be.  May switch.
 
         Returns:
@@ -814,10 +807,10 @@ class Consuming(Protocol[M, S]):
             to be the only one.
         """
 
-    def left(self, feed: Feed[M, S]) -> None:
+    def left(self, feed: F) -> None:
         """Tell the broker that a consumer has left, or did not come.  Never switches."""
 
-    def ended(self, feed: Feed[M, S]) -> None:
+    def ended(self, feed: F) -> None:
         """Tell the broker that a consumer has left a queue that is gone.  Never switches."""
 
     def take(self, channel: StoreChannel[Any], queue: str) -> DeliveredMessage | None:
@@ -828,17 +821,17 @@ class Consuming(Protocol[M, S]):
         """
 
 
-class StoreSubscriptions(Generic[M, S]):
+class StoreSubscriptions(Generic[F]):
     """The subscriptions to a store; see :class:`Subscriptions`.
 
     Arguments:
         consuming: asks the broker.
     """
 
-    def __init__(self, consuming: Consuming[M, S]) -> None:
+    def __init__(self, consuming: Consuming[F]) -> None:
         self._consuming = consuming
 
-    def feed(self, queue: str, method: Method) -> Feed[M, S]:
+    def feed(self, queue: str, method: Method) -> F:
         """Return what gives the messages of a queue to consumers.  May switch.
 
         Raises:
@@ -870,7 +863,7 @@ class StoreSubscriptions(Generic[M, S]):
         finally:
             feed.coming -= 1
             if not feed.is_used:
-                feed.source.retire()
+                feed.retire()
                 self._consuming.left(feed)
             elif has_asked and consumer not in feed.consumers:
                 self._consuming.left(feed)  # the broker may count it beside the others
@@ -902,15 +895,15 @@ class StoreSubscriptions(Generic[M, S]):
         return self._consuming.take(channel, queue)
 
     @staticmethod
-    def _feed_of(consumer: Consumer) -> Feed[M, S]:
+    def _feed_of(consumer: Consumer) -> F:
         assert isinstance(consumer.feed, Feed)
-        return consumer.feed
+        return cast("F", consumer.feed)
 
 
-def _leave_feed(feed: Feed[M, S], consumer: Consumer) -> None:
+def _leave_feed(feed: Feed[Any], consumer: Consumer) -> None:
     feed.leave(consumer)
     if not feed.is_used:
-        feed.source.retire()
+        feed.retire()
 
 
 #: Seconds that a claim waits while others may need the room that is reserved for it.
@@ -964,42 +957,34 @@ class StoreDelivery(Delivery):
         return self._claimed.deliveries > 0 or super().redelivered
 
 
-class StoreSource:
-    """See :class:`~greenconn.broker.consuming.Source`.
+class StoreFeed(Feed[Claimed]):
+    """The consumers of one queue of a store.
 
     Arguments:
         claimer: asks for its queue.
-
-    Attributes:
-        delivery: returns what a consumer is given for what was claimed.
     """
 
-    __slots__ = ("_claimer", "_feed", "_link", "delivery")
+    __slots__ = ("_claimer", "_link", "delivery")
 
-    def __init__(self, link: StoreLink, claimer: Claimer, feed: StoreFeed) -> None:
+    def __init__(self, queue: str, link: StoreLink, claimer: Claimer) -> None:
+        super().__init__(queue)
         self._link = link
         self._claimer = claimer
-        self._feed = feed
-        self.delivery: Callable[[Claimed, Consumer], Message] = link.delivery
+        self.delivery = link.delivery
 
     @property
     def is_single_active(self) -> bool:
-        """Whether only the oldest consumer is served."""
-        return self._link.directory.is_single_active(self._feed.queue)
+        return self._link.directory.is_single_active(self.queue)
 
     def schedule(self) -> None:
-        """Let the claimer ask for the queue.  Never switches."""
-        self._claimer.want(self._feed)
+        self._claimer.want(self)
 
     def watch(self) -> None:
         """Do nothing: the store calls ``wake``."""
 
     def retire(self) -> None:
-        """Forget the feed: what a claim brings is given to its successor, or back.  Never switches."""
-        self._link.retire(self._feed)
-
-
-StoreFeed = Feed[Claimed, StoreSource]
+        """Forget the feed: what a claim brings is given to its successor, or back."""
+        self._link.retire(self)
 
 
 class Claimer:

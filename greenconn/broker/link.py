@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
@@ -22,11 +21,9 @@ from greenconn.broker.consuming import (
     Claimer,
     ConsumedFeed,
     Consumer,
-    Feed,
     StoreConsuming,
     StoreDelivery,
     StoreFeed,
-    StoreSource,
     StoreSubscriptions,
     Subscriptions,
 )
@@ -454,7 +451,7 @@ class StoreLink(LeasedLink):
 
     settler: StoreSettlements
     settlements: StoreSettlements
-    subscriptions: StoreSubscriptions[Claimed, StoreSource]
+    subscriptions: StoreSubscriptions[StoreFeed]
     close_timeout: ClassVar[float | None] = 5.0
 
     def __init__(self, transport: StoreTransport) -> None:
@@ -734,7 +731,7 @@ class StoreLink(LeasedLink):
             claimer = self._claimers.get(key)
             if claimer is None:
                 claimer = self._claimers[key] = Claimer(self)
-            feed = self.feeds[queue] = Feed(queue, partial(StoreSource, self, claimer))
+            feed = self.feeds[queue] = StoreFeed(queue, self, claimer)
         return feed
 
     def retire(self, feed: StoreFeed) -> None:

@@ -285,7 +285,7 @@ def test_what_no_push_reports_is_found(
         consumer = collecting(connection, unique, got)
         feed = connection.connection.feeds[unique]
         for number in range(3):
-            until(lambda: feed.source.state is Watch.ARMED)
+            until(lambda: feed.watching is Watch.ARMED)
             greenconn.publish(unique, number, connection=other)
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert connection.connection.placement.partition("").invalidations.found >= 3

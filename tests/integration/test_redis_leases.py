@@ -165,7 +165,7 @@ def test_clean_stop_requeues_what_a_claim_takes_meanwhile(opened: Callable[..., 
     store = Store()
     channel.basic_consume("q", sink=store)
     feed = first.feeds["q"]
-    until(lambda: feed.source.state is Watch.ARMED)
+    until(lambda: feed.watching is Watch.ARMED)
     other = Channel(second)
     first.placement.partition("").invalidations.stop()  # nothing is told of what comes now
     for number in range(3):

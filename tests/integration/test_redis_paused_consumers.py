@@ -104,7 +104,7 @@ def test_consumers_are_registered_again(
 
     def has_rival() -> bool:
         feed.wake()
-        return bool(feed.source.rivals == 1)
+        return bool(feed.rivals == 1)
 
     until(has_rival)
     for queue in ("own", "temporary"):

@@ -13,7 +13,7 @@ from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn import Connection
-from greenconn.transport.redis.claiming import RedisSource, Watch
+from greenconn.transport.redis.claiming import RedisFeed, Watch
 from greenconn.transport.redis.maintenance import SWEEPS
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
@@ -47,9 +47,9 @@ class Subject:
         self._came = came
 
     @property
-    def source(self) -> RedisSource:
-        source: RedisSource = self._connection.connection.feeds["q"].source
-        return source
+    def feed(self) -> RedisFeed:
+        feed: RedisFeed = self._connection.connection.feeds["q"]
+        return feed
 
     @property
     def owner(self) -> bytes:
@@ -60,16 +60,16 @@ class Subject:
     def get(self, number: int) -> None:
         """Publish messages, each when the server is to tell of the next one."""
         for each in range(number):
-            until(lambda: self.source.state is Watch.ARMED)
+            until(lambda: self.feed.watching is Watch.ARMED)
             greenconn.publish("q", each, connection=self._connection)
             assert self._came.get(timeout=SOON) == each
-        until(lambda: self.source.state is Watch.ARMED)
+        until(lambda: self.feed.watching is Watch.ARMED)
 
     def has_rivals(self, number: int) -> bool:
         """Look for a message; whether there are so many rivals."""
-        self._connection.connection.feeds["q"].wake()
-        until(lambda: self.source.state is Watch.ARMED)
-        return self.source.rivals == number
+        self.feed.wake()
+        until(lambda: self.feed.watching is Watch.ARMED)
+        return self.feed.rivals == number
 
 
 @contextmanager

@@ -293,7 +293,7 @@ def test_what_a_claim_takes_ends_with_the_queue_of_a_link_that_closes(
     sender, link = opened(), opened()
     queue = subscribed(link, **options)
     feed = link.feeds[queue]
-    until(lambda: feed.source.state is Watch.ARMED)
+    until(lambda: feed.watching is Watch.ARMED)
     link.placement.partition("").invalidations.stop()  # nothing is told of what comes now
     assert not send(sender)
     feed.wake()

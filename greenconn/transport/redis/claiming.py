@@ -8,7 +8,7 @@ are tried once on each connection.
 Theory
 ------
 A claim is a script (see ``scripts``).  When one found less than it asked for, the queue is empty, and
-the source asks the server to tell it when that changes: ``EXISTS`` of the queue's lists registers it
+the feed asks the server to tell it when that changes: ``EXISTS`` of the queue's lists registers it
 with client tracking, for one push.  If they exist by then it claims again.
 
 ::
@@ -34,19 +34,19 @@ again.
 Pushes count only when ARMED: what was pushed earlier was caused before the claim or the EXISTS that
 is on its way, which will see it.
 
-Where the server cannot push, a source that found nothing waits for an interval, and claims again.
+Where the server cannot push, a feed that found nothing waits for an interval, and claims again.
 
 Nothing here switches; it runs in the reader, in the hub, and in greenlets of users.
 
 Hints and the safety poll
 -------------------------
 An invalidation message names a key that was changed after we had read it (Redis, *Client-side
-caching*).  For the lists of a queue that is a hint to its source; for the declaration of a queue, to
+caching*).  For the lists of a queue that is a hint to its feed; for the declaration of a queue, to
 what is known of it.  Keys have no database in them, and other causes exist (expiry, a foreign pop): a
 hint is only a hint, the claim decides.
 
 A push may get lost (a server's limit of tracked keys, a proxy in between), but nothing waits for ever:
-sources of empty queues also look every few seconds.
+feeds of empty queues also look every few seconds.
 """
 
 from __future__ import annotations
@@ -88,7 +88,6 @@ from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
-    from greenconn.broker.settlements import PipelinedSettlements
     from greenconn.transport.redis.link import Partition, RedisLink
     from greenconn.transport.redis.maintenance import Owners
 
@@ -196,7 +195,7 @@ LONGEST_POLL: Final = 1.0
 
 
 class Watch(Enum):
-    """The ways of a source to learn that its queue is not empty; see the module's theory."""
+    """The ways of a feed to learn that its queue is not empty; see the module's theory."""
 
     OFF = "off"
     ASKING = "asking"
@@ -208,37 +207,31 @@ class Watch(Enum):
 _OFF, _ASKING, _ARMED, _WAITING, _PROBING = Watch
 
 
-class RedisSource:
-    """See :class:`~greenconn.broker.consuming.Source`.
-
-    Arguments:
-        partition: of the queue.
-        settlements: requeue messages that no consumer takes.
-        retire: forgets a feed that is not used any more, once no claim is on its way.  Never switches.
-        feed: has the consumers.
+class RedisFeed(Feed[Delivery]):
+    """The consumers of one queue on Redis, and what wakes them.
 
     Attributes:
         lists: the keys of the queue's lists, the one that is served first in front.
         active: the key that tells which link has the active consumer; None: all consumers are served.
         stands_by: another link had it when this one asked last.
         rivals: how many other links consume from the queue, as far as is known.
+        watching: how it learns that there is something.
     """
 
     __slots__ = (
         "_claims",
         "_commands",
+        "_consuming",
         "_count",
         "_count_at",
-        "_due",
+        "_due_claims",
         "_exists",
-        "_feed",
         "_front",
         "_invalidations",
         "_misses",
         "_number",
         "_poll",
         "_rest",
-        "_retire",
         "_script",
         "_served",
         "_settlements",
@@ -247,27 +240,20 @@ class RedisSource:
         "lists",
         "rivals",
         "stands_by",
-        "state",
+        "watching",
     )
 
-    def __init__(
-        self,
-        partition: Partition,
-        settlements: PipelinedSettlements,
-        retire: Callable[[RedisFeed], None],
-        feed: RedisFeed,
-        *,
-        is_single_active: bool,
-    ) -> None:
+    def __init__(self, queue: str, link: RedisLink) -> None:
+        super().__init__(queue)
+        partition = link.placement.of(queue)
         commands = self._commands = partition.commands
         self._claims = partition.claims
-        self._due = partition.due
+        self._due_claims = partition.due
         self._invalidations = partition.invalidations
-        self._settlements = settlements
-        self._retire = retire
-        self._feed = feed
-        self.lists = commands.keys.lists(feed.queue)
-        self.state: Watch = _OFF
+        self._settlements = link.settlements
+        self._consuming = link.consuming
+        self.lists = commands.keys.lists(queue)
+        self.watching: Watch = _OFF
         self._misses = 0
         #: The messages of this term.
         self._served = 0
@@ -278,7 +264,8 @@ class RedisSource:
         self._number = self._count = 0
         self._poll = FIRST_POLL
         self._timer: Any = None
-        self.active = commands.keys.active(feed.queue) if is_single_active else None
+        is_single_active = link.directory.is_single_active(queue)
+        self.active = commands.keys.active(queue) if is_single_active else None
         self.stands_by = False
         self._script = CLAIM
         keys: tuple[bytes, ...] = (commands.keys.unacked, commands.keys.unacked_index)
@@ -289,27 +276,24 @@ class RedisSource:
             self._script,
             (*keys, *self.lists),
             commands.prefix.encode(),
-            entry_suffix(feed.queue),
+            entry_suffix(queue),
         )
         self._exists = pack(b"EXISTS", *self.lists)
 
-    # -- see :class:`~greenconn.broker.consuming.Source`
-
     @property
     def is_single_active(self) -> bool:
-        """Whether only the oldest consumer is served."""
         return self.active is not None
 
     def schedule(self) -> None:
         """Claim when the turn ends."""
-        self.state = _OFF
+        self.watching = _OFF
         if self._timer is not None:
             self._end_timer()
         if self._commands.lost is None:
-            due = self._due
+            due = self._due_claims
             if not due.feeds:
                 self._commands.pipeline.writer.before_flush(due.begin)
-            due.feeds[self._feed] = None
+            due.feeds[self] = None
 
     def watch(self) -> None:
         """Ask the server to tell when the queue is not empty any more, or look again soon."""
@@ -321,14 +305,14 @@ class RedisSource:
             return
         if (self.rivals and self._served >= TERM) or monotonic() >= self._count_at:
             self._count_rivals()
-        self.state = _ASKING
+        self.watching = _ASKING
         self._commands.pipeline.post(self._exists, self._exists_replied)
 
     def retire(self) -> None:
         """Forget the feed, once no claim is on its way."""
         if not self._count:
             self.stop()
-        self._retire(self._feed)
+        self._consuming.retire(self)
 
     def delivery(self, message: Delivery, consumer: Consumer) -> Delivery:
         """Return *message*, which is the consumer's now."""
@@ -344,7 +328,7 @@ class RedisSource:
 
     def stop(self) -> None:
         """Watch no more."""
-        self.state = _OFF
+        self.watching = _OFF
         if self._timer is not None:
             self._end_timer()
 
@@ -357,12 +341,12 @@ class RedisSource:
         """Note that the server has announced a change of the queue."""
         if self.stands_by:
             self._may_be_active()
-        elif self.state is _ARMED:
-            if self._misses and self.rivals and self._feed.has_room:
+        elif self.watching is _ARMED:
+            if self._misses and self.rivals and self.has_room:
                 waiting = WAIT_EACH * min(self.rivals + 1, 1 << self._misses)
                 self._wait(uniform(0.0, min(LONGEST_WAIT, waiting)))
             else:
-                self._feed.wake()
+                self.wake()
 
     def _stand_by(self) -> None:
         """Wait until the link that has the active consumer may have left, or have died."""
@@ -378,9 +362,9 @@ class RedisSource:
             self._may_be_active()
 
     def _may_be_active(self) -> None:
-        if self.stands_by and self.state is _WAITING:
+        if self.stands_by and self.watching is _WAITING:
             self.stop()
-            self._feed.wake()
+            self.wake()
 
     def rivals_changed(self) -> None:
         """Note that others have begun to consume from the queue, or ended."""
@@ -388,11 +372,11 @@ class RedisSource:
 
     def check(self) -> None:
         """Ask whether there is something, although nothing was pushed."""
-        if self.state is _ARMED:
+        if self.watching is _ARMED:
             self._ask()
 
     def _wait(self, seconds: float) -> None:
-        self.state = _WAITING
+        self.watching = _WAITING
         self._timer = get_hub().loop.timer(seconds, ref=False)
         self._timer.start(self._on_time, update=True)
 
@@ -402,11 +386,11 @@ class RedisSource:
             self.stop()
         elif self._commands.is_tracking and not self.stands_by:
             self._end_timer()
-            self.state = _PROBING
+            self.watching = _PROBING
             self._commands.pipeline.post(self._exists, self._exists_replied)
         else:
             self.stop()
-            self._feed.wake()
+            self.wake()
 
     def _wait_for_poll(self) -> None:
         interval = self._commands.options.polling_interval
@@ -416,12 +400,12 @@ class RedisSource:
         self._wait(uniform(interval / 2, interval))
 
     def _ask(self) -> None:
-        self.state = _ASKING
+        self.watching = _ASKING
         self._commands.pipeline.post(self._exists, self._exists_replied)
 
     def _exists_replied(self, reply: Any) -> None:
         # In the reader.
-        state = self.state
+        state = self.watching
         if (state is not _ASKING and state is not _PROBING) or self._commands.lost is not None:
             return
         if isinstance(reply, NodeLost):
@@ -432,10 +416,10 @@ class RedisSource:
             self.stop()
             self._refused(reply)
             return
-        self.state = _ARMED
+        self.watching = _ARMED
         if state is _PROBING:
             if reply:
-                self._feed.wake()
+                self.wake()
             else:
                 self._missed()
         elif reply:
@@ -458,7 +442,7 @@ class RedisSource:
             if is_term and self.rivals:
                 self._misses = MOST_MISSES
 
-        self._claims.count_rivals(self._feed.queue, counted)
+        self._claims.count_rivals(self.queue, counted)
 
     # -- claiming
 
@@ -493,16 +477,16 @@ class RedisSource:
         if isinstance(reply, Exception):
             self._failed(reply)
             return
-        feed, number, size = self._feed, self._number, 0
+        number, size = self._number, 0
         count, self._count = self._count, 0
         self.stands_by = reply is None
         if self.stands_by:
-            feed.ended(is_dry=True)
+            self.ended(is_dry=True)
             return
         for raw in reply:
             size += len(raw)
-            message = Delivery(None, f"{commands.prefix}{number}", number, raw, feed.queue)
-            if not feed.offer(message):
+            message = Delivery(None, f"{commands.prefix}{number}", number, raw, self.queue)
+            if not self.offer(message):
                 # The consumer was cancelled during the claim: no handler has seen this message.
                 self._settlements.requeue_unseen(message)
             number += 1
@@ -513,7 +497,7 @@ class RedisSource:
             self._poll = FIRST_POLL
         else:
             self._missed()
-        feed.ended(found < count and size < CLAIM_BYTES)
+        self.ended(found < count and size < CLAIM_BYTES)
 
     def stand_down(self) -> None:
         """Let another link have the active consumer, behind what goes back to the queue."""
@@ -533,7 +517,7 @@ class RedisSource:
         self._count = 0
         if isinstance(reply, NodeLost):
             # What it has taken is requeued when the node is back.
-            self._feed.ended(is_dry=False)
+            self.ended(is_dry=False)
         else:
             self._refused(reply)
 
@@ -543,37 +527,33 @@ class RedisSource:
             return
         if isinstance(reply, Exception):
             self._failed(reply)
-        elif self._feed.is_used:
+        elif self.is_used:
             self.claim(self._count)
         else:  # its last consumer has left meanwhile
             self._count = 0
-            self._feed.ended(is_dry=False)
+            self.ended(is_dry=False)
 
     def _refused(self, reply: Exception) -> None:
         """Tell the consumers that the server refuses; what ends the link ends it."""
         commands = self._commands
-        error = commands.pipeline.error(reply, f"consuming from queue {self._feed.queue!r}")
+        error = commands.pipeline.error(reply, f"consuming from queue {self.queue!r}")
         if commands.lost is None:
-            self._feed.refuse(error)
+            self.refuse(error)
 
     # -- fan-out
 
     def broadcast(self, raw: bytes, number: int) -> None:
         """Take a fan-out message for this queue.  In the reader."""
-        feed = self._feed
         field = f"fanout.{self._commands.owner}.{number}"
-        feed.arrive(Broadcast(None, field, number, raw, feed.queue))
-        if len(feed.arrived) > FANNED:
-            feed.arrived.popleft()
-            self._invalidations.overflowed(feed.queue)
+        self.arrive(Broadcast(None, field, number, raw, self.queue))
+        if len(self.arrived) > FANNED:
+            self.arrived.popleft()
+            self._invalidations.overflowed(self.queue)
 
     def broadcast_again(self, message: Broadcast) -> None:
         """Put back a fan-out message, which is the next one again."""
         message.is_repeated = True
-        self._feed.arrive_again(message)
-
-
-RedisFeed = Feed[Delivery, RedisSource]
+        self.arrive_again(message)
 
 
 class DueClaims:
@@ -596,7 +576,7 @@ class DueClaims:
             others -= 1
             count = feed.begin(CLAIM_COUNT, others)
             if count > 0:
-                feed.source.claim(count)
+                feed.claim(count)
 
 
 logger = logging.getLogger("greenconn.transport.redis")
@@ -622,15 +602,15 @@ class Invalidations:
         self._commands = commands
         self._changed = changed
         self.found = 0
-        self._sources: dict[bytes, RedisSource] = {}
+        self._feeds: dict[bytes, RedisFeed] = {}
         self._ticker: Ticker | None = None
         self._has_warned = False
         self._overflowed: set[str] = set()
 
-    def add(self, source: RedisSource) -> None:
-        """Pass hints on to *source*."""
-        for key in _watched(source):
-            self._sources[key] = source
+    def add(self, feed: RedisFeed) -> None:
+        """Pass hints on to *feed*."""
+        for key in _watched(feed):
+            self._feeds[key] = feed
         if self._ticker is None and self._commands.is_tracking:
             self._ticker = Ticker(uniform(*SAFETY), self._check_armed, "redis-safety")
             self._ticker.start()
@@ -644,23 +624,23 @@ class Invalidations:
                 extra={"connection": self._commands.where},
             )
 
-    def discard(self, source: RedisSource) -> None:
-        """Pass on no more; those of the queue's next source stay."""
-        for key in _watched(source):
-            if self._sources.get(key) is source:
-                del self._sources[key]
+    def discard(self, feed: RedisFeed) -> None:
+        """Pass on no more; those of the queue's next feed stay."""
+        for key in _watched(feed):
+            if self._feeds.get(key) is feed:
+                del self._feeds[key]
 
     def stop(self) -> None:
         """Stop, as the link has ended."""
-        self._sources.clear()
+        self._feeds.clear()
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
 
     def forget(self) -> None:
         """Take all keys for changed.  Never switches."""
-        for source in list(self._sources.values()):
-            source.pushed()
+        for feed in list(self._feeds.values()):
+            feed.pushed()
         self._changed(None)
 
     def take(self, push: list[Any]) -> None:
@@ -671,9 +651,9 @@ class Invalidations:
             self.forget()
             return
         for key in push[1]:
-            found = self._sources.get(key)
+            found = self._feeds.get(key)
             if found is not None:
-                if found.state is _ARMED or found.stands_by:  # else what is on its way will see it
+                if found.watching is _ARMED or found.stands_by:  # else what is on its way sees it
                     found.pushed()
             else:
                 self._changed(key)
@@ -694,7 +674,7 @@ class Invalidations:
 
     def _check_armed(self, lag: float) -> None:
         # In the hub.
-        armed = {each for each in self._sources.values() if each.state is Watch.ARMED}
+        armed = {each for each in self._feeds.values() if each.watching is Watch.ARMED}
         rest = iter(armed)
         while page := list(islice(rest, PAGE)):
             keys = [key for each in page for key in each.lists]
@@ -704,20 +684,20 @@ class Invalidations:
             )
 
 
-def _watched(source: RedisSource) -> tuple[bytes, ...]:
-    """Return the keys whose changes matter to *source*."""
-    return source.lists if source.active is None else (*source.lists, source.active)
+def _watched(feed: RedisFeed) -> tuple[bytes, ...]:
+    """Return the keys whose changes matter to *feed*."""
+    return feed.lists if feed.active is None else (*feed.lists, feed.active)
 
 
 def _ignore(reply: Any) -> None:
     """Ignore a reply: where it is an error, the link ends, or is no owner any more."""
 
 
-def _checked(reply: Any, page: list[RedisSource]) -> None:
+def _checked(reply: Any, page: list[RedisFeed]) -> None:
     # In the reader.
     if isinstance(reply, int) and reply:
-        for source in page:
-            source.check()
+        for feed in page:
+            feed.check()
 
 
 class RedisConsuming:
@@ -744,28 +724,19 @@ class RedisConsuming:
             NotFound, ResourceLocked: it is not there, or not for this connection.
         """
         self._link.directory.check(queue, method)
-        self._link.directory.rules(queue)  # which its source needs to know
+        self._link.directory.rules(queue)  # which its feed needs to know
         self._at(queue).claims.check(ENDLESS)
 
     def feed(self, queue: str) -> RedisFeed:
         """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
         feed = self._feeds.get(queue)
         if feed is None:
-            feed = self._feeds[queue] = Feed(queue, self._source)
+            feed = self._feeds[queue] = RedisFeed(queue, self._link)
         return feed
 
-    def _source(self, feed: RedisFeed) -> RedisSource:
-        return RedisSource(
-            self._at(feed.queue),
-            self._link.settlements,
-            self._retire,
-            feed,
-            is_single_active=self._link.directory.is_single_active(feed.queue),
-        )
-
-    def _retire(self, feed: RedisFeed) -> None:
+    def retire(self, feed: RedisFeed) -> None:
         """Forget a feed that is not used any more, once no claim is on its way.  Never switches."""
-        if feed.source.under_way():
+        if feed.under_way():
             self.leaving.add(feed)
             return
         self.leaving.discard(feed)
@@ -777,7 +748,7 @@ class RedisConsuming:
         self._link.fanout.listen(feed.queue)
         if not self._link.queues.join(feed.queue, _how(feed, exclusive=exclusive)):
             return False
-        self._at(feed.queue).invalidations.add(feed.source)
+        self._at(feed.queue).invalidations.add(feed)
         return True
 
     def announce(self, partition: Partition) -> None:
@@ -805,14 +776,14 @@ class RedisConsuming:
             self._link.queues.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
             self.ended(feed)
-            feed.source.stand_down()
+            feed.stand_down()
             self._link.fanout.leave(feed.queue)
             self._link.queues.unused(feed.queue)
 
     def ended(self, feed: RedisFeed) -> None:
         """Note that a consumer has left a queue that is gone.  Never switches."""
         if not feed.is_used:
-            self._at(feed.queue).invalidations.discard(feed.source)
+            self._at(feed.queue).invalidations.discard(feed)
 
     def take(self, channel: StoreChannel[Any], queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch.

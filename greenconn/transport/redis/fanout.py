@@ -324,7 +324,7 @@ class Fanout:
         feed = self._feeds.get(queue)
         if feed is not None:
             self._number += 1
-            feed.source.broadcast(raw, self._number)
+            feed.broadcast(raw, self._number)
 
     # -- ending
 

@@ -40,7 +40,6 @@ from greenconn.transport.redis.claiming import (
     Invalidations,
     RedisConsuming,
     RedisFeed,
-    RedisSource,
 )
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.envelope import Delivery
@@ -98,7 +97,7 @@ class RedisLink(LeasedLink):
     fanout: Fanout
     known: KnownQueues
     settlements: PipelinedSettlements
-    subscriptions: StoreSubscriptions[Delivery, RedisSource]
+    subscriptions: StoreSubscriptions[RedisFeed]
     topology: RedisTopology
     close_timeout: ClassVar[float | None] = 2.0
 
@@ -290,10 +289,10 @@ class RedisLink(LeasedLink):
         """
         for consumer in consumers:
             feed: Any = consumer.feed
-            if not feed.source.is_single_active:
+            if not feed.is_single_active:
                 continue
             commands = self.placement.of(feed.queue).commands
-            while feed.source.under_way() and commands.lost is None:
+            while feed.under_way() and commands.lost is None:
                 commands.call(PING, NEVER)
 
     def _wait_claims(self, deadline: Deadline) -> None:
@@ -385,7 +384,7 @@ class RedisLink(LeasedLink):
             partition.stop()
         self.queues.stop()
         for feed in list(self.feeds.values()):
-            feed.source.stop()
+            feed.stop()
             feed.consumers.clear()
         self.fanout.stop()
         self.large.socket.stop()

@@ -535,7 +535,7 @@ class RedisQueues(QueueStore):
         if key is None:
             names = list(known)
             for each in self._feeds.values():
-                each.source.rivals_changed()
+                each.rivals_changed()
         elif key.startswith(prefix):
             names = [key[len(prefix) :].decode("utf-8", "replace")]
         else:
@@ -555,7 +555,7 @@ class RedisQueues(QueueStore):
         if key.startswith(prefix):
             feed = self._feeds.get(key[len(prefix) :].decode("utf-8", "replace"))
             if feed is not None:
-                feed.source.rivals_changed()
+                feed.rivals_changed()
 
     def _verify(self, name: str) -> None:
         """Verify that a changed queue that is consumed here still exists."""

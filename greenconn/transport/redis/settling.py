@@ -521,7 +521,7 @@ class RedisSettler:
         if isinstance(delivery, Broadcast):
             feed = self._feeds.get(delivery.queue)
             if feed is not None and feed.consumers:
-                feed.source.broadcast_again(delivery)
+                feed.broadcast_again(delivery)
             return
         for key, raw in move_of(commands, SettleRequest(delivery, Settlement.REQUEUE)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
@@ -553,7 +553,7 @@ class RedisSettler:
         """Return what claims may have taken whose answers never came.  Never switches."""
         fields = self._claims.unconfirmed_claims()
         for feed in self._feeds.values():
-            fields += feed.source.under_way()
+            fields += feed.under_way()
         prefix = self._commands.prefix  # of others, too, where there are several partitions
         return [Claimed("", None, each) for each in fields if each.startswith(prefix)]
 
