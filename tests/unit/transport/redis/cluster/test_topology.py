@@ -47,7 +47,7 @@ def test_bindings_are_read_where_the_queues_are(
 ) -> None:
     link = cluster_links()
     answer_with(cluster, bound(link, NEWS, FAR))
-    records = link.connection.connection.records
+    records = link.connection.connection.topology
     rows = records.rows(NEWS)
     assert rows is not None
     assert sorted(rows) == sorted([row(NEWS), row(FAR)])
@@ -58,7 +58,7 @@ def test_a_partition_that_was_unknown_is_asked_too(
     cluster_links: ClusterLinks, cluster: ScriptedCluster
 ) -> None:
     link = cluster_links()
-    records = link.connection.connection.records
+    records = link.connection.connection.topology
     for queues in ([FAR], [FAR, FARTHER], [FARTHER], []):
         answer_with(cluster, bound(link, *queues))
         rows = records.rows(NEWS)
@@ -67,7 +67,7 @@ def test_a_partition_that_was_unknown_is_asked_too(
 
 
 def test_an_exchange_that_is_nowhere_is_none(cluster_links: ClusterLinks) -> None:
-    records = cluster_links().connection.connection.records
+    records = cluster_links().connection.connection.topology
     assert records.rows(NEWS) is None
     assert records.rows("amq.direct") == ()
     assert not records.has_rows(NEWS)
@@ -81,9 +81,9 @@ def test_a_binding_elsewhere_counts(cluster_links: ClusterLinks, cluster: Script
         return b":0\r\n" if command.startswith("EXISTS") else with_sets(sets)(command)
 
     home.answer = answer
-    assert not link.connection.connection.records.has_rows(NEWS), "its table is empty"
+    assert not link.connection.connection.topology.has_rows(NEWS), "its table is empty"
     cluster.nodes[1].answer = with_sets(sets)
-    assert link.connection.connection.records.has_rows(NEWS)
+    assert link.connection.connection.topology.has_rows(NEWS)
 
 
 def begins(node: ScriptedNode, *words: str) -> bool:
@@ -98,7 +98,7 @@ def test_where_to_look_is_stored_before_the_binding(
     link, (home, other) = cluster_links(), cluster.nodes
     answer_with(cluster, {})
     home.answer = lambda command: None
-    adding = gevent.spawn(link.connection.connection.records.add, NEWS, row(FAR))
+    adding = gevent.spawn(link.connection.connection.topology.add, NEWS, row(FAR))
     key = f"{link.prefix(NEWS)}greenconn.partitions.{NEWS}"
     until(lambda: begins(home, "SADD", key, link.placement.of(FAR).tag), CAME)
     assert other.got == []
@@ -113,7 +113,7 @@ def test_a_binding_is_not_made_where_that_cannot_be_stored(
     link, (home, other) = cluster_links(reply_timeout=1.0), cluster.nodes
     home.answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     with pytest.raises(NodeLost, match="CLUSTERDOWN"):
-        link.connection.connection.records.add(NEWS, row(FAR))
+        link.connection.connection.topology.add(NEWS, row(FAR))
     assert other.got == []
 
 
@@ -122,7 +122,7 @@ def test_the_end_of_an_exchange_ends_its_bindings_everywhere(
 ) -> None:
     link, (home, other) = cluster_links(), cluster.nodes
     answer_with(cluster, bound(link, FAR, FARTHER))
-    link.connection.connection.records.delete(NEWS)
+    link.connection.connection.topology.delete(NEWS)
     for queue in (FAR, FARTHER):
         assert begins(other, "HDEL", f"{link.prefix(queue)}greenconn.bound.{queue}")
     assert home.got[-1] == f"DEL {link.prefix(NEWS)}greenconn.partitions.{NEWS}"
@@ -134,7 +134,7 @@ def test_exchanges_in_different_partitions_are_bound_and_unbound(
 ) -> None:
     link, (home, other) = cluster_links(), cluster.nodes
     answer_with(cluster, {})
-    records = link.connection.connection.records
+    records = link.connection.connection.topology
     onward = Row("key", "", FAR, {}, to_exchange=True)
     records.add(NEWS, onward)
     assert (home.names(), other.names()) == (["SADD"], ["SADD"])
