@@ -37,8 +37,8 @@ from greenconn.broker.entities import (
 )
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.errors import Method
-from greenconn.broker.exchanges import BrokerState
-from greenconn.broker.queues import generated_name
+from greenconn.broker.exchanges import BrokerState, ExchangeDeclaration
+from greenconn.broker.queues import Declaration, generated_name
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
@@ -382,14 +382,13 @@ class StoreChannel(StdChannel, Generic[L]):
             PreconditionFailed: it differs from the existing one, or there is no such type.
             AccessRefused: the name is reserved.
         """
-        self.entities.declare_exchange(
-            plain_text(exchange),
-            plain_text(type),
-            passive=passive,
-            durable=durable,
-            auto_delete=auto_delete,
-            arguments=arguments,
+        declared = ExchangeDeclaration(
+            type=plain_text(type) or "direct",
+            durable=bool(durable),
+            auto_delete=bool(auto_delete),
+            arguments=dict(arguments or {}),
         )
+        self.entities.declare_exchange(plain_text(exchange), declared, passive=passive)
 
     @closes_channel
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
@@ -518,14 +517,13 @@ class StoreChannel(StdChannel, Generic[L]):
             ResourceLocked: it is exclusive to another connection.
             AccessRefused: the name is reserved.
         """
-        return self.entities.declare_queue(
-            plain_text(queue),
-            passive=passive,
-            durable=durable,
-            exclusive=exclusive,
-            auto_delete=auto_delete,
-            arguments=arguments,
+        declared = Declaration(
+            durable=bool(durable),
+            auto_delete=bool(auto_delete),
+            owner=self.connection.owner if exclusive else None,
+            arguments=dict(arguments or {}),
         )
+        return self.entities.declare_queue(plain_text(queue), declared, passive=passive)
 
     def has_dead_letters(
         self, queue: str, routing_key: str = "", headers: Mapping[str, Any] | None = None

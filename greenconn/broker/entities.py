@@ -37,6 +37,7 @@ from greenconn.broker.exchanges import (
     Binding,
     BrokerState,
     Exchange,
+    ExchangeDeclaration,
     Router,
 )
 from greenconn.broker.queues import Declaration, generated_name
@@ -226,14 +227,7 @@ class Entities:
         """Note a new binding.  May switch."""
 
     def declare_queue(
-        self,
-        queue: str,
-        *,
-        passive: bool,
-        durable: bool,
-        exclusive: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
+        self, queue: str, declared: Declaration, *, passive: bool
     ) -> queue_declare_ok_t:
         """Make a queue, or check that the existing one is the same.  May switch."""
         raise NotImplementedError
@@ -267,24 +261,17 @@ class Entities:
             raise no_exchange(name, self._channel.virtual_host, method) from None
 
     def declare_exchange(
-        self,
-        exchange: str,
-        type: str,
-        *,
-        passive: bool,
-        durable: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
+        self, exchange: str, declared: ExchangeDeclaration, *, passive: bool
     ) -> None:
         """Make an exchange, or check that the existing one is the same."""
         method = Method.EXCHANGE_DECLARE
-        kind = type or "direct"
+        kind = declared.type
         name = exchange or f"amq.{kind}"
         current = self.state.exchanges.get(name)
         if passive:
             self._exchange(name, method)
             return
-        self._channel.warn_of_unsupported(ArgumentOf.EXCHANGE, name, arguments)
+        self._channel.warn_of_unsupported(ArgumentOf.EXCHANGE, name, declared.arguments)
         if current is not None:
             check_equivalent(
                 "exchange",
@@ -296,36 +283,25 @@ class Entities:
                 if name in PREDECLARED
                 else {
                     "type": (kind, current.type),
-                    "durable": (bool(durable), current.durable),
-                    "auto_delete": (bool(auto_delete), current.auto_delete),
+                    "durable": (declared.durable, current.durable),
+                    "auto_delete": (declared.auto_delete, current.auto_delete),
                 },
-                arguments=(arguments or {}, current.arguments),
+                arguments=(declared.arguments, current.arguments),
                 compared=self.compared_exchange_arguments,
             )
-        else:
-            self._declare_exchange(name, kind, durable, auto_delete, arguments)
-
-    def _declare_exchange(
-        self,
-        name: str,
-        kind: str,
-        durable: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
-    ) -> None:
+            return
         if name.startswith("amq."):
-            raise reserved_name("exchange", name, Method.EXCHANGE_DECLARE)
+            raise reserved_name("exchange", name, method)
         router = self._router_factory(name, kind)
         if router is None:
-            raise invalid_argument(
-                f"unknown exchange type '{kind}' for exchange '{name}'", Method.EXCHANGE_DECLARE
-            )
+            text = f"unknown exchange type '{kind}' for exchange '{name}'"
+            raise invalid_argument(text, method)
         self.state.declare(
             name,
             kind,
-            durable=bool(durable),
-            auto_delete=bool(auto_delete),
-            arguments=arguments,
+            durable=declared.durable,
+            auto_delete=declared.auto_delete,
+            arguments=declared.arguments,
             router=router,
         )
 
@@ -472,30 +448,16 @@ class SharedEntities(Entities):
         return known
 
     def declare_exchange(
-        self,
-        exchange: str,
-        type: str,
-        *,
-        passive: bool,
-        durable: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
+        self, exchange: str, declared: ExchangeDeclaration, *, passive: bool
     ) -> None:
         """Make an exchange, or check that the existing one is the same."""
         link = self._link
-        name = exchange or f"amq.{type or 'direct'}"
+        name = exchange or f"amq.{declared.type}"
         link.directory.settle()  # it may be about to go with the last queue that is bound to it
         known = link.routing.find(name)
         if known is not None and known.is_guess and not passive:
             link.routing.forget(name)  # what it is like is said only now
-        super().declare_exchange(
-            exchange,
-            type,
-            passive=passive,
-            durable=durable,
-            auto_delete=auto_delete,
-            arguments=arguments,
-        )
+        super().declare_exchange(exchange, declared, passive=passive)
         if not passive:
             # Each time: the broker may have lost what it knew.
             link.routing.note(self.state.exchanges[name])
@@ -522,14 +484,7 @@ class SharedEntities(Entities):
     # -- queues
 
     def declare_queue(
-        self,
-        queue: str,
-        *,
-        passive: bool,
-        durable: bool,
-        exclusive: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
+        self, queue: str, declared: Declaration, *, passive: bool
     ) -> queue_declare_ok_t:
         """Make a queue, or check that the existing one is the same."""
         link = self._link
@@ -538,16 +493,8 @@ class SharedEntities(Entities):
         if passive:
             link.directory.declare_passively(name)
         else:
-            self._channel.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
-            link.directory.declare(
-                name,
-                Declaration(
-                    durable=bool(durable),
-                    auto_delete=bool(auto_delete),
-                    owner=link.owner if exclusive else None,
-                    arguments=dict(arguments or {}),
-                ),
-            )
+            self._channel.warn_of_unsupported(ArgumentOf.QUEUE, name, declared.arguments)
+            link.directory.declare(name, declared)
         self.last_queue = name
         return queue_declare_ok_t(name, *link.directory.counts(name))
 

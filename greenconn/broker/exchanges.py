@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from greenconn.broker.dead_letters import carbon_copies
@@ -487,6 +488,16 @@ class Binding:
     def __repr__(self) -> str:
         kind = "exchange" if self.to_exchange else "queue"
         return f"<Binding: {self.source!r} -{self.routing_key!r}-> {kind} {self.destination!r}>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeDeclaration:
+    """The declaration of an exchange."""
+
+    type: str = "direct"
+    durable: bool = False
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Exchange:

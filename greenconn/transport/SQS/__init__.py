@@ -21,7 +21,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.errors import Method, in_use
-from greenconn.broker.exchanges import PREDECLARED, Binding, Exchange
+from greenconn.broker.exchanges import PREDECLARED, Binding, Exchange, ExchangeDeclaration
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Entry
 from greenconn.broker.publishing import StorePublisher, warn_of_message
@@ -327,14 +327,7 @@ class SqsEntities(SharedEntities):
     # -- exchanges
 
     def declare_exchange(
-        self,
-        exchange: str,
-        type: str,
-        *,
-        passive: bool,
-        durable: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
+        self, exchange: str, declared: ExchangeDeclaration, *, passive: bool
     ) -> None:
         """Make an exchange, or check that the existing one is the same.  May switch.
 
@@ -344,17 +337,10 @@ class SqsEntities(SharedEntities):
             NotAllowed: it is of type ``fanout``, and ``supports_fanout`` is False.
             As :meth:`SharedEntities.declare_exchange`; with ``supports_fanout`` what SNS refuses, too.
         """
-        is_fanout = type == "fanout" and not passive
+        is_fanout = declared.type == "fanout" and not passive
         if is_fanout:
             self._topics.check()
-        super().declare_exchange(
-            exchange,
-            type,
-            passive=passive,
-            durable=durable,
-            auto_delete=auto_delete,
-            arguments=arguments,
-        )
+        super().declare_exchange(exchange, declared, passive=passive)
         if is_fanout:
             self._begin_topic(exchange or "amq.fanout")
 

@@ -47,7 +47,7 @@ from greenconn.broker.leases import Handover
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.broker.publishing import PublishOutcome, undeliverable, warn_of_message
-from greenconn.broker.queues import generated_name
+from greenconn.broker.queues import Declaration, generated_name
 from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError, error_text
 from greenconn.green.supervisor import spawn
@@ -374,14 +374,7 @@ class HookedEntities(Entities):
         )
 
     def declare_queue(
-        self,
-        queue: str,
-        *,
-        passive: bool,
-        durable: bool,
-        exclusive: bool,
-        auto_delete: bool,
-        arguments: Mapping[str, Any] | None,
+        self, queue: str, declared: Declaration, *, passive: bool
     ) -> queue_declare_ok_t:
         """Make a queue.
 
@@ -394,13 +387,13 @@ class HookedEntities(Entities):
         hooks = self._hooks
         name = queue or generated_name("amq.gen-")
         options = {
-            "durable": durable,
-            "exclusive": exclusive,
-            "auto_delete": auto_delete,
-            "arguments": arguments,
+            "durable": declared.durable,
+            "exclusive": declared.owner is not None,
+            "auto_delete": declared.auto_delete,
+            "arguments": declared.arguments or None,
         }
         if not passive:
-            hooks.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
+            hooks.warn_of_unsupported(ArgumentOf.QUEUE, name, declared.arguments)
             hooks._new_queue(name, **options)
         elif not hooks._has_queue(name, **options):
             raise no_queue(name, hooks.virtual_host, Method.QUEUE_DECLARE)
