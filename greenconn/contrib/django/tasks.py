@@ -48,6 +48,7 @@ from greenconn.publishing import publish
 from greenconn.service.app import App
 from greenconn.session.broker import check_is_url
 from greenconn.worker.consumer import check_consumer
+from greenconn.worker.failures import DeadLetter, Discard, RetryLater
 
 try:
     from django.tasks import (
@@ -186,11 +187,18 @@ class TaskOptions:
         rest = {name: value for name, value in given.items() if name in own}
         return cls(consumer=consumer, **rest)
 
-    @property
-    def tries(self) -> int:
-        """Maximum number of attempts of a task."""
+    def is_last(self, exc: BaseException, attempt: int) -> bool:
+        """Return whether a task is not run again after it has raised *exc*.
+
+        Arguments:
+            attempt: number of the attempt, from 1 on; those that do not count are left out.
+        """
         retry = Retry.of(self.consumer.get("retry"))
-        return 1 if retry is None else retry.tries
+        if isinstance(exc, (DeadLetter, Discard)):
+            return True
+        if isinstance(exc, RetryLater):
+            return exc.counts and retry is not None and attempt >= retry.tries
+        return retry is None or attempt >= retry.tries
 
 
 class TaskRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -478,10 +486,13 @@ class Backend(BaseTaskBackend):
         try:
             value = normalize_json(task.call(*context, *result.args, **result.kwargs))
         except FAILURES as exc:
-            is_final = len(failed) + 1 >= self._task_options.tries
+            is_last = self._task_options.is_last(exc, len(failed) + 1)
             # The broker may hold a copy until the next attempt.  A dead letter that is replayed has all.
-            message.headers[WORKERS] = [] if is_final else [*failed, program_name()]
-            self._fail(result, exc, is_final=is_final)
+            if is_last:
+                message.headers[WORKERS] = []
+            elif not isinstance(exc, RetryLater) or exc.counts:
+                message.headers[WORKERS] = [*failed, program_name()]
+            self._fail(result, exc, is_last=is_last)
             if isinstance(exc, SystemExit):
                 raise RuntimeError(f"task {task.module_path} called sys.exit({exc})") from exc
             raise
@@ -513,14 +524,15 @@ class Backend(BaseTaskBackend):
         except exceptions.TaskResultDoesNotExist:
             return result
 
-    def _fail(self, result: Any, exc: BaseException, *, is_final: bool) -> None:
-        kind = type(exc)
-        error = TaskError(
-            exception_class_path=f"{kind.__module__}.{kind.__qualname__}",
-            traceback="".join(format_exception(exc)),
-        )
-        result.errors.append(error)
-        if is_final:
+    def _fail(self, result: Any, exc: BaseException, *, is_last: bool) -> None:
+        if is_last or not isinstance(exc, RetryLater):
+            kind = type(exc)
+            error = TaskError(
+                exception_class_path=f"{kind.__module__}.{kind.__qualname__}",
+                traceback="".join(format_exception(exc)),
+            )
+            result.errors.append(error)
+        if is_last:
             self._end(result, TaskResultStatus.FAILED)
         else:
             _set(result, status=TaskResultStatus.READY)

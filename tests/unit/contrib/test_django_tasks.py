@@ -59,6 +59,26 @@ def fail_until(context: Any, attempt: int) -> str:
 
 
 @task
+def ask_later(attempt: int, counts: bool) -> str:
+    """Ask for a later call until that attempt."""
+    calls.append(attempt)
+    if len(calls) < attempt:
+        raise greenconn.RetryLater(30, counts=counts)
+    return "done"
+
+
+@task
+def drop() -> None:
+    raise greenconn.Discard("of no use") from LookupError("no such user")
+
+
+@task
+def bury() -> None:
+    calls.append("bury")
+    raise greenconn.DeadLetter("no retry helps")
+
+
+@task
 def leave() -> None:
     sys.exit(3)
 
@@ -237,6 +257,65 @@ def test_a_task_that_failed_for_good(caplog: pytest.LogCaptureFixture) -> None:
         test.run_until_idle()
         assert finished == [("FAILED", LookupError)] * 2
     assert calls == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("retry", [None, RETRY], ids=["no-retry", "retry"])
+def test_a_task_that_asks_to_be_run_later(retry: Any, counts: bool) -> None:
+    finished: list[Any] = []
+
+    def receive(task_result: Any, **given: Any) -> None:
+        finished.append(str(task_result.status))
+
+    signals.task_finished.connect(receive)
+    with running(results="default", retry=retry) as test:
+        result = ask_later.enqueue(3, counts)
+        for attempt in (1, 2):
+            test.advance(29)
+            result.refresh()
+            assert (result.status, result.attempts, result.errors) == ("READY", attempt, [])
+            assert not result.is_finished
+            assert finished == []
+            test.advance(1)
+        test.run_until_idle()
+        result.refresh()
+        assert (result.status, result.attempts, result.return_value) == ("SUCCESSFUL", 3, "done")
+        assert result.errors == []
+    assert finished == ["SUCCESSFUL"]
+
+
+def test_asking_for_more_attempts_than_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    with running(results="default", retry={**RETRY, "tries": 2}) as test:
+        result = ask_later.enqueue(9, True)
+        test.run_until_idle()
+        result.refresh()
+        assert (result.status, result.attempts, len(calls)) == ("FAILED", 2, 2)
+        assert [error.exception_class for error in result.errors] == [greenconn.RetryLater]
+        assert test.count("default.dead") == 1
+
+
+def test_a_task_that_ends_its_message_itself(caplog: pytest.LogCaptureFixture) -> None:
+    with running(results="default", retry=RETRY) as test:
+        results = [drop.enqueue(), bury.enqueue()]
+        test.run_until_idle()
+        for result in results:
+            result.refresh()
+        dropped, buried = results
+        for result, error in ((dropped, greenconn.Discard), (buried, greenconn.DeadLetter)):
+            assert (result.status, result.attempts, result.is_finished) == ("FAILED", 1, True)
+            assert [each.exception_class for each in result.errors] == [error]
+        assert dropped.errors[0].traceback.endswith("Discard: of no use\n")
+        assert "LookupError: no such user" in dropped.errors[0].traceback
+        assert "Traceback" not in "".join(
+            record.exc_text or "" for record in caplog.records if "discarded" in record.message
+        )
+        [dead] = test.messages("default.dead")
+        assert dead.payload["task"] == bury.module_path
+        assert greenconn.dead_letters("default").replay() == 1
+        test.run_until_idle()
+        buried.refresh()
+        assert (buried.status, buried.attempts) == ("FAILED", 2)
+    assert calls == ["bury", "bury"]
 
 
 def test_what_is_a_failure_of_a_task_alone(caplog: pytest.LogCaptureFixture) -> None:
