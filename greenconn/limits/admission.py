@@ -43,7 +43,9 @@ from greenconn.limits.store import (
     Operation,
     Read,
     Renew,
+    Seen,
     Take,
+    Taken,
     find_store,
     key_of,
     store_for,
@@ -211,22 +213,22 @@ class Admission:
         ]
         claim = claim_of(message, queue) if CLAIM in message.headers else None
         store = None if claim is None else self._claims_of(message)
+        if store is None:
+            claim = None
         entry, wait = _Entry(), 0.0
         try:
-            if claim is not None and store is not None and claim.kind == "d":
-                ((_, latest),) = store.ask([Read(queue, claim.key)])
-                if latest is not None and latest > claim.holder:
+            asked = self._requests_for(claim, store, takes)
+            for limiter, operations in asked:
+                seen, taken = self._ask(limiter, operations, entry)
+                if seen is not None and claim is not None and (seen.token or "") > claim.holder:
+                    self._give(entry)
                     return Verdict.SKIP, 0.0
-            for limiter, take in takes:
-                (taken,) = limiter.ask([take])
+                if taken is None:
+                    continue
                 if not taken.is_taken:
                     self._give(entry)
                     self._is_failing = False
                     return Verdict.LATER, taken.wait or pause_of(waited)
-                if take.place:
-                    renew = Renew(queue, take.place, take.holder, take.lease, True)
-                    entry.places.append((limiter, renew))
-                    limiter.hold(renew)
                 wait = max(wait, taken.wait)
         except Exception as exc:
             self._give(entry)
@@ -235,18 +237,62 @@ class Admission:
         except BaseException:
             self._give(entry)
             raise
-        if takes or claim is not None:
+        if asked or claim is not None:
             self._is_failing = False
         if claim is not None and store is not None:
             if claim.kind == "h":
                 entry.claim = claim
                 store.hold(claim.renew())
-                store.post([claim.renew()])
+                if all(limiter is not store for limiter, _ in asked):
+                    store.post([claim.renew()])
             elif claim.kind == "s":
                 store.give(claim.give, CLAIM_LEASE)
         self._entries[message] = entry
         entry.waits = wait > 0.0
         return (Verdict.WAIT if entry.waits else Verdict.BEGIN), wait
+
+    @staticmethod
+    def _requests_for(
+        claim: Claim | None, store: LimitStore | None, takes: list[tuple[LimitStore, Take]]
+    ) -> list[tuple[LimitStore, list[Operation]]]:
+        """Return the requests for a message, to be sent one after the other.
+
+        What concerns its key is asked together with its place.  A token of a rate cannot be given back,
+        so a debounced message asks first whether it is the latest.
+
+        Arguments:
+            store: that of the key.
+        """
+        requests: list[tuple[LimitStore, list[Operation]]] = [
+            (each, [take]) for each, take in takes
+        ]
+        if claim is None or store is None or claim.kind == "s":
+            return requests
+        about = Read(claim.queue, claim.key) if claim.kind == "d" else claim.renew()
+        for position, (limiter, take) in enumerate(takes):
+            if limiter is store and not (claim.kind == "d" and take.rate):
+                requests[position] = limiter, [about, take]
+                return requests
+        return [(store, [about]), *requests] if claim.kind == "d" else requests
+
+    def _ask(
+        self, store: LimitStore, operations: list[Operation], entry: _Entry
+    ) -> tuple[Seen | None, Taken | None]:
+        """Return the replies about the latest of a burst, and about a place and a token.  May switch."""
+        seen: Seen | None = None
+        taken: Taken | None = None
+        for operation, reply in zip(operations, store.ask(operations), strict=True):
+            if isinstance(operation, Read):
+                seen = reply
+            elif isinstance(operation, Take):
+                taken = reply
+                if taken.is_taken and operation.place:
+                    renew = Renew(
+                        operation.queue, operation.place, operation.holder, operation.lease, True
+                    )
+                    entry.places.append((store, renew))
+                    store.hold(renew)
+        return seen, taken
 
     def _take(
         self,

@@ -348,6 +348,9 @@ class LimitStore:
         run: carries operations out, and returns their replies; may switch.
         where: for the log.
         is_over: returns whether nothing more can be sent.
+
+    Attributes:
+        round_trips: the number of requests that were sent.
     """
 
     def __init__(
@@ -359,6 +362,7 @@ class LimitStore:
         self._run = run
         self._where = where
         self._is_over = is_over
+        self.round_trips = 0
         self._pid = os.getpid()
         self._requests: list[Request] = []
         self._is_running = False
@@ -463,6 +467,7 @@ class LimitStore:
         if not operations:
             replies: Iterator[Any] = iter(())
         else:
+            self.round_trips += 1
             try:
                 replies = iter(self._run(operations))
             except BaseException as exc:

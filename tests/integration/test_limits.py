@@ -325,6 +325,52 @@ def test_batches_skip_and_free_keys(connection: Connection, queue: str) -> None:
     assert consumer.stop(SOON)
 
 
+# -- round trips
+
+#: The options of a publish, and its own round trips.
+KEYS: dict[str, tuple[dict[str, Any], int]] = {
+    "no key": ({}, 0),
+    "unique": ({"unique": "sync:7"}, 1),
+    "debounce": ({"debounce": "doc:3", "delay": 1}, 2),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_message_costs_two_round_trips(connection: Connection, queue: str, kind: str) -> None:
+    options, of_publish = KEYS[kind]
+    store = store_for(connection, "a test")
+    handled = Event()
+    greenconn.publish(queue, {"tenant": "a"}, connection=connection, **options)
+    assert store.round_trips == of_publish
+    consumer = greenconn.spawn_consumer(
+        queue,
+        lambda body, message: handled.set(),
+        connection=connection,
+        limit=Limit(1, key=tenant),
+    )
+    assert handled.wait(SOON)
+    assert consumer.stop(SOON)
+    assert store.round_trips == of_publish + 2
+
+
+def test_messages_that_come_together_share_round_trips(connection: Connection, queue: str) -> None:
+    count = 100
+    store = store_for(connection, "a test")
+    bodies = [{"tenant": number} for number in range(count)]
+    greenconn.publish_many(queue, bodies, connection=connection)
+    before = store.round_trips
+    consumer = greenconn.spawn_consumer(
+        queue,
+        lambda body, message: None,
+        connection=connection,
+        concurrency=count,
+        limit=Limit(1, key=tenant),
+    )
+    until(lambda: consumer.stats()["handled"] == count, SOON)
+    assert consumer.stop(SOON)
+    assert store.round_trips - before <= count / 2
+
+
 # -- hostile headers
 
 
