@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import cycle, islice
@@ -74,6 +75,12 @@ _Batches: TypeAlias = "Iterator[Iterable[OutgoingMessage]]"
     help="Reach the queue so much later.",
 )
 @click.option(
+    "--at",
+    metavar="TIME",
+    help="Reach the queue then, if that is not past: ISO 8601, such as 2026-12-01T10:00+01:00.  Without "
+    "a zone it is local time.",
+)
+@click.option(
     "--expires", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long at most."
 )
 @click.option(
@@ -100,6 +107,7 @@ def publish(
     content_type: str | None,
     priority: int | None,
     delay: float | None,
+    at: str | None,
     expires: float | None,
     no_mandatory: bool,
     declare: bool,
@@ -121,17 +129,21 @@ def publish(
       greenconn publish user.new '{"id": 7}' --json --exchange events
       greenconn publish images @cat.png --content-type image/png
       greenconn publish mail 'hello' --count 5000 --rate 100
+      greenconn publish mail 'good morning' --at 2026-12-01T09:00
       tail -f app.log | greenconn publish log
       greenconn consume mail --wait 1 --json | greenconn publish mail.copy --jsonl
     """
     from greenconn.cli.records import bodies_of, parse_headers
 
     _check_usage(queue, bodies, exchange, jsonl, declare)
+    if at is not None and delay is not None:
+        raise click.UsageError("--at cannot be combined with --delay")
     options: dict[str, Any] = {
         "headers": parse_headers(headers) or None,
         "content_type": content_type,
         "priority": priority,
         "delay": delay,
+        "at": None if at is None else _time(at),
         "expires": expires,
         "mandatory": not no_mandatory,
         **_properties(properties),
@@ -376,6 +388,26 @@ def _properties(texts: Sequence[str]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _time(text: str) -> datetime:
+    """Return a time as the command line has it; one without a zone is local.
+
+    Raises:
+        click.BadParameter: it is no time, or not one that a message can wait for.
+    """
+    from greenconn.delays import checked_delay
+
+    try:
+        time = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text)).astimezone()
+        checked_delay(None, time)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"TIME must be ISO 8601, such as 2026-12-01T10:00 (local time), 2026-12-01T10:00Z or "
+            f"2026-12-01T10:00+01:00, and at most a hundred years from now, got {text!r}",
+            param_hint="--at",
+        ) from None
+    return time
 
 
 def _timestamp(text: str) -> float | datetime:

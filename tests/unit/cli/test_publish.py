@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from time import monotonic
+from time import monotonic, tzset
 from typing import Any
 
 import pytest
@@ -66,6 +67,54 @@ def test_the_bytes_of_a_file(
     assert ended.code == 0, ended.errors
     (message,) = taken(connection, "q")
     assert (message.content_type, message.payload) == (kind, payload)
+
+
+@pytest.fixture
+def three_hours_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The local time is three hours ahead of UTC."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "EAST-3")
+        tzset()
+        yield
+    tzset()
+
+
+@pytest.mark.usefixtures("three_hours_east")
+@pytest.mark.parametrize(
+    ("hours", "form", "is_there"),
+    [
+        (-1, "%Y-%m-%dT%H:%MZ", True),
+        (1, "%Y-%m-%dT%H:%MZ", False),
+        (1, "%Y-%m-%dT%H:%M+02:00", True),
+        (1, "%Y-%m-%dT%H:%M-02:00", False),
+        (2, "%Y-%m-%dT%H:%M", True),  # local time: an hour ago
+        (4, "%Y-%m-%dT%H:%M", False),
+        (2, "%Y-%m-%d %H:%M:%S", True),
+        (50, "%Y-%m-%d", False),
+    ],
+)
+def test_a_time(
+    command: Command, url: str, connection: Connection, hours: int, form: str, is_there: bool
+) -> None:
+    at = (datetime.now(timezone.utc) + timedelta(hours=hours)).strftime(form)
+    ended = command("publish", "q", "x", "y", "--declare", "--at", at, "-u", url)
+    assert (ended.code, ended.complaint) == (0, "published 2 messages to q")
+    assert len(taken(connection, "q")) == 2 * is_there
+
+
+@pytest.mark.parametrize("at", ["tomorrow", "", "10:00", "2026-13-01", "2999-01-01T10:00", "1e3"])
+def test_what_is_no_time(command: Command, url: str, at: str) -> None:
+    ended = command("publish", "q", "x", "--declare", "--at", at, "-u", url)
+    assert ended.code == 2
+    assert "Invalid value for --at: TIME must be ISO 8601, such as 2026-12-01T10:00" in ended.errors
+    assert f"got {at!r}" in ended.errors
+
+
+def test_a_time_and_a_delay(command: Command, url: str) -> None:
+    options = ("--at", "2026-12-01T10:00", "--delay", "1")
+    ended = command("publish", "q", "x", "--declare", *options, "-u", url)
+    assert ended.code == 2
+    assert "--at cannot be combined with --delay" in ended.errors
 
 
 def test_an_exchange(command: Command, url: str, connection: Connection) -> None:
