@@ -544,8 +544,8 @@ class StoreLink(LeasedLink):
         try:
             return slot.wait(limit)
         except TimeoutError as exc:
-            if not slot.has_left:
-                raise  # the store's own
+            if not slot.has_expired:
+                raise  # the store's own, or the program's
             if deadline is None:
                 raise self.no_reply(what) from exc
             seconds = "the given time" if deadline.timeout is None else f"{deadline.timeout:g} s"

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_EMPTY, _VALUE, _ERROR, _LEFT = range(4)
+_EMPTY, _VALUE, _ERROR, _LEFT, _EXPIRED = range(5)
 
 
 #: Seconds for which the slots are put in order ahead.
@@ -183,7 +183,12 @@ class Slot(Generic[T]):
     @property
     def has_left(self) -> bool:
         """Whether the waiter was killed or timed out before anything came."""
-        return self._state == _LEFT
+        return self._state >= _LEFT
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether the deadline ended first; a ``TimeoutError`` may also be one that was thrown in."""
+        return self._state == _EXPIRED
 
     @property
     def value(self) -> T:
@@ -248,7 +253,7 @@ class Slot(Generic[T]):
             at = deadline.at
             if at is not None:
                 if at <= monotonic():
-                    self._leave()
+                    self._leave(_EXPIRED)
                     raise TimeoutError("timed out")
                 try:
                     timeouts = hub.greenconn_timeouts
@@ -266,7 +271,7 @@ class Slot(Generic[T]):
                 hub.switch()
             except BaseException:
                 # Killed, or a Timeout: a value that came meanwhile stays for the caller to give back.
-                self._leave()
+                self._leave(_LEFT)
                 raise
             finally:
                 # First what would wake this greenlet when it waits for something else.
@@ -283,12 +288,12 @@ class Slot(Generic[T]):
             return content
         if self._state == _ERROR:
             raise _own(self._content)
-        self._leave()
+        self._leave(_EXPIRED)
         raise TimeoutError("timed out")
 
-    def _leave(self) -> None:
+    def _leave(self, state: int) -> None:
         if self._state == _EMPTY:
-            self._state = _LEFT
+            self._state = state
             if self.on_left is not None:
                 self.on_left(self)
 

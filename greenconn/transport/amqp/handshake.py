@@ -396,7 +396,7 @@ class Secret:
         try:
             slot.wait(deadline)
         except TimeoutError:
-            if not slot.has_left:
+            if not slot.has_expired:
                 raise
             raise TimeoutError(f"{link.where} did not accept the new secret in time") from None
         finally:

@@ -385,7 +385,7 @@ class AmqpLink(Link):
         try:
             return slot.wait(Deadline(seconds))
         except TimeoutError:
-            if not slot.has_left:
+            if not slot.has_expired:
                 raise
             raise TimeoutError(
                 f"{self.where} did not reply within {seconds:g} s on channel {channel_id}"

@@ -109,6 +109,7 @@ def test_a_waiter_whose_deadline_ends_has_left(timeout: float) -> None:
     assert not slot.offer(1)
     assert not slot.fail(ValueError())
     assert state_of(slot) == "left"
+    assert slot.has_expired
 
 
 def test_the_deadline_takes_as_long_as_it_says() -> None:
@@ -161,6 +162,14 @@ def test_a_timeout_of_gevent_leaves() -> None:
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
         slot.wait(LONG)
     assert slot.has_left
+
+
+def test_a_timeout_error_that_is_thrown_in_is_not_the_end_of_the_deadline() -> None:
+    slot: Slot[int] = Slot()
+    with pytest.raises(TimeoutError), gevent.Timeout(0.01, TimeoutError):
+        slot.wait(LONG)
+    assert slot.has_left
+    assert not slot.has_expired
 
 
 def test_a_value_on_its_way_to_a_killed_waiter_is_still_there() -> None:
