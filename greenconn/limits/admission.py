@@ -17,10 +17,10 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import Enum
-from random import uniform
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from greenconn.checks import Seconds, is_number
+from greenconn.clocks import CLOCK
 from greenconn.delays import LONGEST
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
@@ -411,7 +411,7 @@ def _key_text(key: Callable[[Any, Any], object] | None, body: Any, message: Mess
 def pause_of(waited: int) -> float:
     """Return the seconds after which a message asks again for a place."""
     pause = min(FIRST_PAUSE * 2.0 ** min(waited, 10), LONGEST_PAUSE)
-    return uniform(pause / 2, pause)
+    return pause * (1.0 - CLOCK.jitter() / 2.0)
 
 
 # -- publishing

@@ -23,7 +23,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -31,8 +30,9 @@ from greenconn.clocks import CLOCK
 from greenconn.defaults import check_limits, consuming_connection, keeper_of
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import Ticker, spawn
+from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.session.broker import Configuration
 
@@ -370,7 +370,9 @@ class LimitStore:
         self._held: dict[tuple[str, str], Held] = {}
         #: What is to be given back, and when that is of no use any more.
         self._giving: dict[Give, float] = {}
-        self._ticker: Ticker | None = None
+        #: Until the next check of what is held, and its seconds.
+        self._timer: Any = None
+        self._interval = 0.0
         self._is_failing = False
         #: Begins the names of the holders of this thread.
         self._name = uuid()
@@ -415,13 +417,13 @@ class LimitStore:
             lease: seconds after which it is free in any case.
         """
         self.release(give.place, give.holder)
-        self._giving[give] = monotonic() + lease
+        self._giving[give] = CLOCK.monotonic() + lease
         self._start()
 
     def hold(self, renew: Renew) -> None:
         """Renew a place from now on, which has just been taken.  Never switches."""
         self._check_process()
-        self._held[renew.place, renew.holder] = Held(renew, monotonic())
+        self._held[renew.place, renew.holder] = Held(renew, CLOCK.monotonic())
         self._tick_within(renew.lease / RENEWALS)
 
     def release(self, place: str, holder: str) -> None:
@@ -486,7 +488,7 @@ class LimitStore:
 
     def _fail(self, requests: list[Request], exc: BaseException) -> None:
         self._is_failing = True
-        now = monotonic()
+        now = CLOCK.monotonic()
         for give, until in list(self._giving.items()):
             if until <= now:
                 del self._giving[give]
@@ -510,29 +512,30 @@ class LimitStore:
                 and (replies is None or replies[number].is_taken)
             ):
                 give = Give(operation.queue, operation.place, operation.holder)
-                self._giving[give] = monotonic() + operation.lease
+                self._giving[give] = CLOCK.monotonic() + operation.lease
         if self._giving:
             self._tick_within(GIVING_INTERVAL)
 
     # -- renewing
 
     def _tick_within(self, seconds: float) -> None:
-        ticker = self._ticker
-        if ticker is None or not ticker.is_running or seconds < ticker.interval:
-            if ticker is not None:
-                ticker.stop()
-            self._ticker = Ticker(seconds, self._tick, "limits")
-            self._ticker.start()
+        """Check what is held in *seconds* at the latest.  Never switches."""
+        if self._timer is not None:
+            if seconds >= self._interval:
+                return
+            self._timer.close()
+        self._interval = seconds
+        self._timer = CLOCK.timer(seconds, ref=False)  # leases go by the clock of a test, too
+        self._timer.start(weakly(self._tick), update=True)
 
-    def _tick(self, lag: float) -> None:
+    def _tick(self) -> None:
         # In the hub.
+        self._stop_ticking()
         self._check_process()
-        now, ticker = monotonic(), self._ticker
         if not self._held and not self._giving:
-            if ticker is not None:
-                ticker.stop()
             return
-        slack = 0.0 if ticker is None else ticker.interval / 2
+        self._tick_within(self._interval)
+        now, slack = CLOCK.monotonic(), self._interval / 2
         due = [
             held.renew
             for held in self._held.values()
@@ -556,7 +559,7 @@ class LimitStore:
                 error_text(exc),
             )
             return
-        now, lost = monotonic(), 0
+        now, lost = CLOCK.monotonic(), 0
         for renew, was_held in zip(due, replies, strict=True):
             key = renew.place, renew.holder
             if key not in self._held:
@@ -580,6 +583,11 @@ class LimitStore:
                 lost,
             )
 
+    def _stop_ticking(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
     def _check_process(self) -> None:
         """Forget what the parent holds, in the child of a fork."""
         if self._pid != os.getpid():
@@ -593,8 +601,7 @@ class LimitStore:
         """Renew nothing any more, and give nothing back: leases end.  Never switches."""
         self._held.clear()
         self._giving.clear()
-        if self._ticker is not None:
-            self._ticker.stop()
+        self._stop_ticking()
 
 
 def find_store(connection: Connection) -> LimitStore | None:
