@@ -14,8 +14,8 @@ __all__ = ["note_slot", "process_place", "program_name", "uuid"]
 _slot: int | None = None
 
 
-def note_slot(number: int) -> None:
-    """Note the number of this process, which it has again after a restart."""
+def note_slot(number: int | None) -> None:
+    """Note the number of this process, which it has again after a restart; None: it has none."""
     global _slot
     _slot = number
 

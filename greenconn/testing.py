@@ -36,7 +36,7 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import gevent
 from gevent import Greenlet, Timeout, get_hub
@@ -44,9 +44,11 @@ from gevent import Greenlet, Timeout, get_hub
 from greenconn import defaults
 from greenconn.checks import Seconds, in_seconds
 from greenconn.clocks import CLOCK
+from greenconn.common import Broadcast
 from greenconn.connection import Connection
+from greenconn.entity.queue import ShardedQueue
 from greenconn.green.supervisor import spawn
-from greenconn.identity import uuid
+from greenconn.identity import note_slot, process_place, uuid
 from greenconn.listeners import (
     LISTENERS,
     DeadLetterEvent,
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery", "MemoryBroker"]
 
+#: What the messages of a test are asked for by.
+TestedQueue: TypeAlias = "QueueLike | ShardedQueue"
 #: Maximum seconds for handlers to finish when a broker is closed.
 STOPPING: float = 10.0
 #: Seconds by which a timer of the hub may go off too early.
@@ -410,7 +414,7 @@ class Recorder(Listener):
         self.ended: list[Delivery] = []
         self.dead: list[Delivery] = []
         #: Queues whose failures the test has asked for.
-        self.asked: set[str] = set()
+        self.asked: list[TestedQueue] = []
         #: How many messages handlers may still be called with, and what is done beyond that.
         self.left = 0
         self.on_excess: Callable[[], object] | None = None
@@ -529,6 +533,9 @@ class MemoryBroker:
         self.services: Iterable[Any] = ()
         #: Dead letters whose errors were raised or are not to be.
         self._raised = 0
+        self._is_numbered = "{slot}" not in process_place()
+        if self._is_numbered:
+            note_slot(0)
         _open.append(self)
         _use_clock_of_last()
         proxy: Any = self._hub.loop
@@ -566,11 +573,16 @@ class MemoryBroker:
         defaults.reset()
         memory.reset(self._name)
         LISTENERS.remove(self._recorder)
+        if self._is_numbered:
+            note_slot(None)
         self.clock.follow(None)
         if self in _open:
             _open.remove(self)
             _use_clock_of_last()
-        unexpected = {each.queue for each in self._recorder.dead} - self._recorder.asked
+        asked = self._recorder.asked
+        unexpected = [
+            each for each in self._recorder.dead if not any(_is_of(each, queue) for queue in asked)
+        ]
         self._held.end(is_printed=has_failed or bool(unexpected) or not ended)
         if not ended:
             raise TimeoutError(
@@ -613,30 +625,38 @@ class MemoryBroker:
 
     # What handlers have done
 
-    def handled(self, queue: QueueLike) -> list[Delivery]:
-        """Return the messages of *queue* that a handler handled without an error, in that order."""
-        name = _name_of(queue)
-        return [each for each in self._recorder.ended if each.queue == name and each.error is None]
+    def handled(self, queue: TestedQueue) -> list[Delivery]:
+        """Return the messages of *queue* that a handler handled without an error, in that order.
 
-    def failures(self, queue: QueueLike) -> list[Delivery]:
+        Arguments:
+            queue: a queue or its name; a sharded queue for all of its shards; a ``Broadcast`` for the
+                queues of all its consumers, whose names were made up.
+        """
+        return [each for each in self._recorder.ended if _is_of(each, queue) and each.error is None]
+
+    def failures(self, queue: TestedQueue) -> list[Delivery]:
         """Return the failed calls of handlers with messages of *queue*, in their order.
 
         One message is listed once for each attempt that failed; ``error`` is the exception.
-        """
-        name = _name_of(queue)
-        self._recorder.asked.add(name)
-        return [each for each in self._recorder.ended if each.queue == name and each.error]
 
-    def dead_letters(self, queue: QueueLike) -> list[Delivery]:
+        Arguments:
+            queue: as for :meth:`handled`.
+        """
+        self._recorder.asked.append(queue)
+        return [each for each in self._recorder.ended if _is_of(each, queue) and each.error]
+
+    def dead_letters(self, queue: TestedQueue) -> list[Delivery]:
         """Return the messages of *queue* that were given up, after their last attempt, in that order.
 
         These are dead letters, wherever they are stored, and messages that were rejected or discarded.
         Messages that the broker gives up, since they expire or their queue is full, are in their
         dead-letter queue: see :meth:`messages`.
+
+        Arguments:
+            queue: as for :meth:`handled`.
         """
-        name = _name_of(queue)
-        self._recorder.asked.add(name)
-        return [each for each in self._recorder.dead if each.queue == name]
+        self._recorder.asked.append(queue)
+        return [each for each in self._recorder.dead if _is_of(each, queue)]
 
     # Time
 
@@ -845,6 +865,18 @@ _CONNECTING: Final = frozenset({ConsumerState.STARTING, ConsumerState.RECOVERING
 def _running(consumer: ConsumerGreenlet) -> int:
     """Return the number of handlers of *consumer* that run; of calls, if it makes periodic ones."""
     return min(consumer.unsettled(), consumer.lifecycle.dispatcher.running)
+
+
+def _is_of(delivery: Delivery, queue: TestedQueue) -> bool:
+    """Return whether a message was consumed from *queue*."""
+    if isinstance(queue, ShardedQueue):
+        return any(delivery.queue == each.name for each in queue)
+    if isinstance(queue, Broadcast) and queue.is_made_up:
+        # The queue of each consumer has a name of its own.
+        assert queue.exchange is not None
+        is_own = delivery.queue.startswith(f"{queue._prefix}.")
+        return is_own and delivery.delivery_info["exchange"] == queue.exchange.name
+    return delivery.queue == _name_of(queue)
 
 
 def _name_of(queue: QueueLike) -> str:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from gevent import socket
 from gevent.event import Event
 
 import greenconn
-from greenconn import App, Exchange, Queue, in_order
+from greenconn import AlreadyQueued, App, Broadcast, DeadLetter, Exchange, Limit, Queue, in_order
 from greenconn.clocks import CLOCK
 from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.identity import process_place
 from greenconn.options import Rate, Retry
 from greenconn.testing import Delivery, MemoryBroker
 from greenconn.worker.handling import HandlerTimeout
@@ -377,6 +379,165 @@ def test_limits_of_rate(app: App) -> None:
             app.publish_many("calls", range(4))
             test.run_until_idle()
             assert seen == pytest.approx([0, HOUR, 2 * HOUR, 3 * HOUR], abs=60)
+
+
+def test_limits_by_key(app: App) -> None:
+    """Leases go by the clock of the test: a handler that takes hours keeps its place."""
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    @app.consumer("calls", concurrency=10, limit=Limit(2, key=lambda body, message: body[0]))
+    def handle(body: str, message: Any) -> None:
+        running[body[0]] += 1
+        most[body[0]] = max(most[body[0]], running[body[0]])
+        gevent.sleep(HOUR)
+        running[body[0]] -= 1
+
+    ends = []
+    for _ in range(2):
+        with app.testing() as test:
+            app.publish_many("calls", [f"{key}{number}" for number in range(4) for key in "ab"])
+            test.advance(HOUR - 1)
+            assert test.handled("calls") == []
+            assert running == {"a": 2, "b": 2}
+            test.run_until_idle()
+            assert len(test.handled("calls")) == 8
+            ends.append(test.clock.now())
+    assert most == {"a": 2, "b": 2}
+    assert ends[0] == ends[1]
+
+
+def test_limits_of_one_process(app: App) -> None:
+    seen: list[float] = []
+
+    @app.consumer(
+        "calls",
+        concurrency=5,
+        limit=Limit(1, scope="process"),
+        rate=Rate(1, per=60, scope="process"),
+    )
+    def handle(body: Any, message: Any) -> None:
+        seen.append(test.clock.now() - begin)
+
+    with app.testing() as test:
+        begin = test.clock.now()
+        app.publish_many("calls", range(3))
+        test.advance(60)
+        assert seen == [0, 60]
+        test.run_until_idle()
+        assert seen == [0, 60, 120]
+
+
+def test_unique_messages(app: App) -> None:
+    @app.consumer("sync", retry=steady(tries=2, delay=HOUR, max_delay=HOUR, hold="broker"))
+    def handle(body: Any, message: Any) -> None:
+        gevent.sleep(3 * HOUR)
+        if body == "fails":
+            raise LookupError
+
+    def is_queued(body: str, **options: Any) -> bool:
+        try:
+            app.publish("sync", body, unique="key", **options)
+        except AlreadyQueued:
+            return True
+        return False
+
+    with app.testing() as test:
+        assert not is_queued("fails", delay=5 * HOUR)
+        for _ in range(6):
+            test.advance(2 * HOUR - 1)  # while it waits, is handled, and waits for its retry
+            assert is_queued("second")
+        test.run_until_idle()
+        assert len(test.dead_letters("sync")) == 1
+        assert not is_queued("third", until=60)
+        test.advance(59)
+        assert is_queued("fourth")
+        test.advance(1)
+        assert not is_queued("fifth", until="started")
+        test.advance(3 * HOUR)
+        assert not is_queued("sixth")
+        test.run_until_idle()
+        assert payloads(test.handled("sync")) == ["third", "fifth", "sixth"]
+
+
+def test_debounced_messages(app: App) -> None:
+    app.consumer("index", limit=Limit(1))(lambda body, message: None)
+    with app.testing() as test:
+        for number in range(3):
+            app.publish("index", number, debounce="doc", delay=HOUR)
+            test.advance(HOUR - 1)
+        assert test.handled("index") == []
+        test.advance(1)
+        assert payloads(test.handled("index")) == [2]
+        assert app.consumers[0].stats()["skipped"] == 2
+
+
+def test_broadcasts(app: App) -> None:
+    heard: list[str] = []
+
+    @app.consumer(Broadcast("news"), retry=steady(tries=2, delay=60))
+    def hear(body: str, message: Any) -> None:
+        heard.append(body)
+        if body == "bad":
+            raise LookupError
+
+    app.consumer(Broadcast("news"))(lambda body, message: heard.append(body))
+    app.consumer(Queue("log", Exchange("news", type="fanout")))(lambda body, message: None)
+    with app.testing() as test:
+        app.publish(Broadcast("news"), "now")
+        app.publish(Broadcast("news"), "later", delay=HOUR)
+        app.publish(Broadcast("news"), "bad", delay=2 * HOUR)
+        app.publish(Broadcast("other"), "lost")
+        test.advance(HOUR - 1)
+        assert heard == ["now"] * 2
+        test.advance(1)
+        assert heard == ["now", "now", "later", "later"]
+        test.run_until_idle()
+        assert heard.count("bad") == 3
+        handled = payloads(test.handled(Broadcast("news")))
+        assert sorted(handled) == ["bad", "later", "later", "now", "now"]
+        assert payloads(test.failures(Broadcast("news"))) == ["bad"] * 2
+        assert payloads(test.dead_letters(Broadcast("news"))) == ["bad"]
+        assert test.handled(Broadcast("other")) == []
+        assert payloads(test.handled("log")) == ["now", "later", "bad"]
+        test.restart()
+        app.publish(Broadcast("news"), "again")
+        test.run_until_idle()
+        assert heard.count("again") == 2
+
+
+def test_broadcasts_that_are_kept(app: App) -> None:
+    app.consumer(Broadcast("news", "news.{slot}", keep=HOUR))(lambda body, message: None)
+    with app.testing() as test:
+        app.publish(Broadcast("news"), "now")
+        test.run_until_idle()
+        assert payloads(test.handled("news.0")) == ["now"]
+    assert "{slot}" not in process_place()
+
+
+def test_sharded_queues(app: App) -> None:
+    ledger = Queue.sharded("ledger", shards=4, key=lambda body: body["key"])
+    tries: Counter[tuple[str, int]] = Counter()
+
+    @app.consumer(ledger, concurrency=20, retry=steady(tries=3, delay=60))
+    def book(body: Any, message: Any) -> None:
+        tries[body["key"], body["n"]] += 1
+        if body["n"] == 1 and tries[body["key"], 1] < 3:
+            raise LookupError
+        if body["n"] == 3:
+            raise DeadLetter("no such account")
+
+    with app.testing() as test:
+        app.publish_many(ledger, [{"key": key, "n": n} for n in range(4) for key in "abcde"])
+        test.run_until_idle()
+        assert len(test.failures(ledger)) == 15
+        assert len(test.dead_letters(ledger)) == 5
+        for key in "abcde":
+            handled = [body["n"] for body in payloads(test.handled(ledger)) if body["key"] == key]
+            assert handled == [0, 1, 2]
+        name = ledger.queue_of("a").name
+        assert {body["key"] for body in payloads(test.handled(name))} >= {"a"}
+        assert test.clock.now() == 1000 + 2 * 60
 
 
 def test_once(app: App) -> None:
