@@ -137,3 +137,16 @@ def test_the_benchmark_of_many_consumers_runs(name: str, request: pytest.Fixture
     figures = json.loads(done.output)
     assert figures["consumers"] == 20
     assert figures["client_kib"] > 0
+
+
+def test_the_benchmark_of_bloat_runs(postgresql_database: str) -> None:
+    done = run(
+        *("-m", "benchmarks.bloat", "--url", postgresql_database),
+        *("--rate", "100", "--seconds", "2", "--interval", "0.5"),
+    )
+    assert done.code == 0, done.errors
+    rows = [json.loads(line) for line in done.errors.splitlines()]
+    assert len(done.output.splitlines()) == 1 + len(rows)
+    assert rows[-1]["consumed"] == 200
+    assert rows[-1]["waiting"] == 0
+    assert rows[-1]["table_kib"] > 0
