@@ -16,6 +16,7 @@ from gevent.queue import Queue as Inbox
 import greenconn
 from greenconn import App, Connection, Discard, Exchange, Queue, RetryLater
 from greenconn.exceptions import PublishRefused, Unroutable
+from tests.fix_postgresql import Database
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, run, start
 
@@ -86,6 +87,28 @@ def test_the_commit_wakes_a_consumer_that_waits(
         greenconn.publish("orders", "later", connection=connection, transaction=program, delay=0.2)
         program.commit()
         assert inbox.get(timeout=SOON) == "later"
+        assert consumer.stop(SOON)
+
+
+def test_what_is_committed_after_its_queue_was_deleted_is_deleted(
+    postgresql_url: str, program: psycopg.Connection[Any], postgresql: Database, unique: str
+) -> None:
+    with Connection(postgresql_url, transport_options={"lease": 0.3}) as connection:
+        orders = Queue("orders")(connection.default_channel)
+        orders.declare()
+        greenconn.publish("kept", "kept", connection=connection, declare=True)
+        consumer = greenconn.spawn_consumer(
+            "other", lambda body, message: None, connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        greenconn.publish("orders", "late", connection=connection, transaction=program)
+        greenconn.publish("orders", "later", connection=connection, transaction=program, delay=0.2)
+        orders.delete()
+        program.commit()
+        # The maintenance of a link that consumes.
+        count = f'SELECT count(*) FROM "{unique}".messages'
+        until(lambda: postgresql.execute(count).fetchone() == (1,), SOON)
+        assert waiting(connection, "kept") == 1
         assert consumer.stop(SOON)
 
 

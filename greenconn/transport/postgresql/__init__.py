@@ -25,6 +25,7 @@ needed("psycopg", "psycopg", "postgres")
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -315,6 +316,8 @@ class PostgresStore(Store):
         #: Where no notification comes.
         self._polling = OnDemand("postgresql-polling", self._poll)
         self._polls = Ticker(options.polling_interval, self._on_poll, "postgresql-polling")
+        #: When messages without a queue were looked for.
+        self._pruned_at = monotonic()
         self._timer: Any = None
         self._timer_at: float | None = None
         self._is_open = False
@@ -471,6 +474,9 @@ class PostgresStore(Store):
             dead = messages.take_dead(session, number, queues)
             if dead:
                 self.died(dead)
+            if monotonic() - self._pruned_at > self.lease:
+                self._pruned_at = monotonic()
+                messages.delete_orphans(session)
         self._look_for_messages()
 
     def _look_for_messages(self) -> None:

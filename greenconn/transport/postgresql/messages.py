@@ -536,6 +536,27 @@ def release_expired(session: Session, own: int) -> set[int]:
     return {number for (number,) in found}
 
 
+#: The number of each queue that has waiting messages is one look into the index.
+_DELETE_ORPHANS: Final = """
+WITH RECURSIVE used (queue) AS (
+    (SELECT queue FROM greenconn.messages WHERE holder IS NULL AND due IS NULL
+    ORDER BY queue LIMIT 1)
+    UNION ALL
+    SELECT (SELECT m.queue FROM greenconn.messages m WHERE m.queue > u.queue
+        AND holder IS NULL AND due IS NULL ORDER BY m.queue LIMIT 1)
+    FROM used u WHERE u.queue IS NOT NULL
+)
+DELETE FROM greenconn.messages WHERE holder IS NULL AND due IS NULL AND queue = ANY (ARRAY (
+    SELECT queue FROM used WHERE NOT EXISTS (SELECT 1 FROM greenconn.queues q WHERE q.id = queue)
+))
+"""
+
+
+def delete_orphans(session: Session) -> None:
+    """Delete the waiting messages whose queue was deleted before they were committed."""
+    session.change(_DELETE_ORPHANS)
+
+
 def next_due(session: Session) -> float | None:
     """Return the seconds until something comes by time; None: nothing does."""
     ((seconds,),) = session.fetch(
