@@ -567,7 +567,7 @@ class PostgresStore(Store):
         return self.session.call(self._put, entries)
 
     def _put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        stored = messages.put(self.session, self._queues, entries, self._register)
+        stored = messages.put(self.session, self._queues, entries, self._register, self.owner)
         self._after(stored)
         return stored.outcomes
 

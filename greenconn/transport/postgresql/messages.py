@@ -41,7 +41,7 @@ class PutResult(NamedTuple):
 
     Attributes:
         outcomes: for each entry.
-        numbers: the queues that they are in.
+        numbers: the queues that they are in, unless their consumers were notified.
         dead: what became too many.
         due_in: seconds until the next of them may be delivered, or dies.
         late: acks that came too late.
@@ -81,13 +81,10 @@ WITH target AS MATERIALIZED (
 )
 """
 _PUT: Final = STORE.replace("%s", "%b") + "SELECT name, id, is_bounded FROM target"
-#: The same for one message; returns nothing where it is not stored.
-_PUT_ALONE: Final = """
-INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
-SELECT id, %b, now() + %b::float8 * interval '1 s', now() + %b::float8 * interval '1 s', %b, %b
-FROM greenconn.queues WHERE name = %b AND NOT is_bounded
-RETURNING queue
-"""
+#: The same for one message, which notifies, too; returns NULL where it is not stored.
+_PUT_ALONE: Final = (
+    "CALL greenconn.put(NULL, %b::text, %b::text, %b::int2, %b::float8, %b::float8, %b::text, %b)"
+)
 _PUT_ONE: Final = """
 INSERT INTO greenconn.messages (queue, holder, priority, due, expires, envelope, body)
 VALUES (%b, %b, %b, now() + %b::float8 * interval '1 s', now() + %b::float8 * interval '1 s', %b, %b)
@@ -96,22 +93,26 @@ RETURNING id
 
 
 def put(
-    session: Session, queues: Queues, entries: Sequence[Entry], register: Callable[[], int]
+    session: Session,
+    queues: Queues,
+    entries: Sequence[Entry],
+    register: Callable[[], int],
+    owner: str,
 ) -> PutResult:
-    """Store messages.
+    """Store messages.  Not within a transaction.
 
     Arguments:
         register: returns the number of the link, which holds what full queues give up.
+        owner: the link.
     """
     if len(entries) == 1:
         (entry,) = entries
         lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
         text, body = _written(entry.envelope), entry.envelope["body"]
-        values = (entry.priority, entry.delay or None, lifetime, text, body, entry.queue)
-        stored = session.fetch(_PUT_ALONE, values)
-        if stored:
-            due_in = earliest(entry.delay or None, lifetime)
-            return PutResult([None], {stored[0][0]}, [], due_in)
+        values = (owner, entry.queue, entry.priority, entry.delay or None, lifetime, text, body)
+        ((stored,),) = session.fetch(_PUT_ALONE, values)
+        if stored is not None:
+            return PutResult([None], set(), [], earliest(entry.delay or None, lifetime))
     return _put_all(session, queues, entries, register)
 
 
@@ -407,7 +408,7 @@ def _settle(
     entries = [entry for request in living for entry in request.entries]
     stored = PutResult([], set(), [], None)
     if entries:
-        stored = put(session, queues, entries, register)
+        stored = _put_all(session, queues, entries, register)
     outcomes = iter(stored.outcomes)
     refused: list[tuple[str, Exception]] = []
     for request in living:

@@ -495,6 +495,9 @@ class SharedTopology(Topology):
         #: Exchange -> its rows, as of this version.
         self._rows: dict[str, Sequence[Row] | None] = {}
         self._version = 0
+        #: The number of times that the version was asked for, and the last of them with a reply.
+        self._asked = 0
+        self._replied = 0
 
     def _read(self, function: Callable[..., T], *args: Any) -> T:
         return self._session.call(function, self._records, *args)
@@ -507,13 +510,18 @@ class SharedTopology(Topology):
             function(self._records, *args)
 
     def rows(self, name: str) -> Sequence[Row] | None:
-        return self._session.call(self._current, name)
+        return self._session.call(self._current, name, self._asked)
 
-    def _current(self, name: str) -> Sequence[Row] | None:
-        ((version,),) = self._session.fetch("SELECT version FROM greenconn.topology")
-        if version != self._version:
-            self._rows.clear()
-            self._version = version
+    def _current(self, name: str, asked: int) -> Sequence[Row] | None:
+        # One statement serves all greenlets that were here before it began.
+        if self._replied <= asked:
+            self._asked += 1
+            number = self._asked
+            ((version,),) = self._session.fetch("SELECT version FROM greenconn.topology")
+            self._replied = number
+            if version != self._version:
+                self._rows.clear()
+                self._version = version
         if name not in self._rows:
             # Read after the version: what changes in between is read again.
             self._rows[name] = self._records.rows(name)

@@ -221,6 +221,36 @@ CREATE FUNCTION greenconn.limits(operations jsonb) RETURNS jsonb LANGUAGE plpgsq
     END
 $$;
 """,
+    # Stores one message and notifies, in one round trip.  Notifies after the commit, for which see
+    # ``greenconn.transport.postgresql.queues``.
+    """
+CREATE PROCEDURE greenconn.put(
+    INOUT stored bigint, link text, target text, urgency smallint, delay float8, lifetime float8,
+    written text, content bytea
+) LANGUAGE plpgsql AS $$
+    DECLARE
+        waiting text;
+    BEGIN
+        INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
+        SELECT id, urgency, now() + delay * interval '1 s', now() + lifetime * interval '1 s',
+            written, content
+        FROM greenconn.queues WHERE name = target AND NOT is_bounded
+        RETURNING queue INTO stored;
+        COMMIT;
+        FOR waiting IN
+            SELECT owner FROM greenconn.consumers
+            WHERE queue = stored AND armed AND owner <> link FOR UPDATE SKIP LOCKED
+        LOOP
+            UPDATE greenconn.consumers SET armed = false WHERE queue = stored AND owner = waiting;
+            PERFORM pg_notify('greenconn_' || waiting, stored::text);
+        END LOOP;
+        IF delay IS NOT NULL OR lifetime IS NOT NULL THEN
+            PERFORM pg_notify('greenconn_' || owner, '@' || least(delay, lifetime))
+            FROM greenconn.consumers WHERE queue = stored AND owner <> link;
+        END IF;
+    END
+$$;
+""",
 )
 
 #: What undoes each of them, with the messages.
@@ -230,6 +260,7 @@ DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.b
     greenconn.exchanges, greenconn.messages, greenconn.queues, greenconn.migrations
 """,
     "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
+    "DROP PROCEDURE greenconn.put",
 )
 
 #: The version of a schema that this version of the library uses.
