@@ -26,6 +26,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
     "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
     "docs": (".ci/docs",),
+    "instructions": (PYTHON, "-m", "benchmarks.instructions", "--check"),
     "thirdparty": (PYTHON, "-m", "tests.quality.thirdparty"),
     "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
 }
