@@ -24,8 +24,7 @@ from gevent import Timeout
 
 from greenconn.defaults import default_connection
 from greenconn.message import Message
-from greenconn.publishing.publisher import Target
-from greenconn.service.app import App
+from greenconn.service.app import AnyTarget, App
 from greenconn.worker import Discard, RetryLater
 
 __all__ = ["instrument"]
@@ -78,7 +77,7 @@ def instrument(app: App) -> None:
                     raise
 
     @app.around_publish
-    def published(target: Target, body: Any, headers: dict[str, Any]) -> Iterator[None]:
+    def published(target: AnyTarget, body: Any, headers: dict[str, Any]) -> Iterator[None]:
         name = target if isinstance(target, str) else str(target.name)
         with sentry_sdk.start_span(op="queue.publish", name=name) as span:
             span.set_data("messaging.destination.name", name)

@@ -40,7 +40,7 @@ import gevent
 from greenconn.checks import Seconds, check_keywords
 from greenconn.connection import Connection
 from greenconn.defaults import ARGUMENTS, check_limits, closed_at_exit
-from greenconn.entity import Queue
+from greenconn.entity.queue import Queue, ShardedQueue
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import name_of, spawn
@@ -107,8 +107,10 @@ P = TypeVar("P", bound=Callable[[], Any])
 Queues: TypeAlias = "QueueLike | Iterable[QueueLike]"
 #: Returns a context that is entered before a handler is called with the message, and left after it.
 AroundHandle: TypeAlias = Callable[[Message], AbstractContextManager[Any]]
+#: The target of a message, which may be a shard of it.
+AnyTarget: TypeAlias = Target | ShardedQueue
 #: Returns a context for a publish; called with the target, the body and the headers.
-AroundPublish: TypeAlias = Callable[[Target, Any, dict[str, Any]], AbstractContextManager[Any]]
+AroundPublish: TypeAlias = Callable[[AnyTarget, Any, dict[str, Any]], AbstractContextManager[Any]]
 
 #: Maximum seconds for handlers to finish at the end of a test.
 STOPPING: Final = 10.0
@@ -415,8 +417,8 @@ class App:
         return context
 
     def around_publish(
-        self, context: Callable[[Target, Any, dict[str, Any]], Any]
-    ) -> Callable[[Target, Any, dict[str, Any]], Any]:
+        self, context: Callable[[AnyTarget, Any, dict[str, Any]], Any]
+    ) -> Callable[[AnyTarget, Any, dict[str, Any]], Any]:
         """Register a context that is entered around each publish and RPC call of this application.
 
         For use as a decorator.
@@ -434,7 +436,9 @@ class App:
 
     # -- publishing
 
-    def publish(self, target: Target, body: Any, **options: Unpack[_PublishOneArguments]) -> None:
+    def publish(
+        self, target: AnyTarget, body: Any, **options: Unpack[_PublishOneArguments]
+    ) -> None:
         """Publish a message, as :func:`greenconn.publish` does.  May switch.
 
         Arguments:
@@ -450,7 +454,10 @@ class App:
             publish(target, body, connection=self.connection, **options)
 
     def publish_many(
-        self, target: Target, bodies: Iterable[Any], **options: Unpack[_PublishManyArguments]
+        self,
+        target: AnyTarget,
+        bodies: Iterable[Any],
+        **options: Unpack[_PublishManyArguments],
     ) -> int:
         """Publish several messages, as :func:`greenconn.publish_many` does.  May switch.
 
@@ -481,7 +488,9 @@ class App:
             return call(queue, body, connection=self.connection, **options)
 
     @contextmanager
-    def _publishing(self, target: Target, body: Any, options: _PublishArguments) -> Iterator[None]:
+    def _publishing(
+        self, target: AnyTarget, body: Any, options: _PublishArguments
+    ) -> Iterator[None]:
         """Enter the contexts, and add the headers that they set to *options*."""
         if not self._around_publish:
             yield

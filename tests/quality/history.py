@@ -1,4 +1,4 @@
-"""A checker of order, limits and unique keys, over processes that are killed, suspended, cut and replaced.
+"""A checker of order, limits and unique keys, over processes that are killed, suspended and cut.
 
 ``python -m tests.quality.history URL --check order --messages 100000 --keys 1000 --processes 8``
 
@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import pairwise
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from time import monotonic, sleep
@@ -50,7 +51,7 @@ SOON: Final = 60.0
 PLACES: Final = 2
 RATE: Final = 25.0
 BURST: Final = 5
-#: Seconds by which a handler may begin later than its token: the busy machine's, the longest suspension's.
+#: Seconds by which a handler may begin later than its token: on a busy machine, after a suspension.
 LAG: Final = 0.5
 LONG: Final = 2 * LEASE
 #: Seconds after which a key that is still taken has outlived its message.
@@ -319,9 +320,7 @@ class Checker:
 
     name: ClassVar[str]
 
-    def __init__(
-        self, messages: int, keys: int, choice: random.Random, group: Processes
-    ) -> None:
+    def __init__(self, messages: int, keys: int, choice: random.Random, group: Processes) -> None:
         self.messages, self.keys, self.choice, self.group = messages, keys, choice, group
         self.sent = 0
         #: Those that have ended, and how often.
@@ -579,7 +578,7 @@ class Unique(Checker):
                 twice.append(f"{key} {number} was published beside the one before")
         for (key, number), ids in self._ids.items():
             times = sorted(ids.values())
-            if any(later[0] < earlier[1] for earlier, later in zip(times, times[1:])):
+            if any(later[0] < earlier[1] for earlier, later in pairwise(times)):
                 twice.append(f"{key} {number} was published twice")
         return {
             "twice": twice,
@@ -590,9 +589,7 @@ class Unique(Checker):
         }
 
 
-CHECKERS: Final[dict[str, type[Checker]]] = {
-    each.name: each for each in (Order, Limits, Unique)
-}
+CHECKERS: Final[dict[str, type[Checker]]] = {each.name: each for each in (Order, Limits, Unique)}
 
 
 @contextmanager
@@ -619,9 +616,8 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 
     choice, began = random.Random(options.seed), monotonic()
     with ExitStack() as stack:
-        file = stack.enter_context(
-            open(options.history, "w+") if options.history else tempfile.NamedTemporaryFile("w+")
-        )
+        path = options.history or stack.enter_context(tempfile.NamedTemporaryFile()).name
+        file = stack.enter_context(open(path, "w+"))
         task = Task(
             options.check,
             options.url,
@@ -641,10 +637,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         next_at = changed_at = monotonic() + options.interval
         before = 0
         while checker.handled < options.messages:
-            if (
-                checker.sent < options.messages
-                and checker.sent - checker.handled < AHEAD * PORTION
-            ):
+            if checker.sent < options.messages and checker.sent - checker.handled < AHEAD * PORTION:
                 checker.publish(task, connection)
             if monotonic() >= next_at and checker.handled < 0.95 * options.messages:
                 group.disturb()
