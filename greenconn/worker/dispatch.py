@@ -838,3 +838,8 @@ def drop_parked(message: Message) -> bool:
         return False
     parked.drop()
     return True
+
+
+def is_parked(message: Message) -> bool:
+    """Return whether a handler waits for the turn of *message*.  Never switches."""
+    return message in _parked
