@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "purge": "Delete all ready messages of a queue.",
     "dead": "Show, count, replay or purge the dead letters of a queue.",
     "run": "Run the consumers of an application.",
+    "torture": "Run the handlers of an application with faults.",
     "asyncapi": "Print an AsyncAPI document of an application.",
     "postgres": "Create the tables of a broker in PostgreSQL.",
 }
