@@ -1167,9 +1167,10 @@ class Torture(Listener):
     def _name_of(self, message: Message) -> str:
         return f"message {self._number_of(message)}"
 
-    def _number_of(self, message: Any, queue: str = "") -> int:
+    def _number_of(self, message: Message, queue: str = "") -> int:
         """Return the number of a message; one without an id is known by its place at the broker."""
-        key = message.properties.get("message_id") or message.entry
+        delivered: Any = message
+        key = message.properties.get("message_id") or delivered.entry
         number = self._numbers.get(key)
         if number is None:
             unnamed = self._unnamed.get(queue)
