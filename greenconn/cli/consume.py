@@ -118,7 +118,7 @@ def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None
 
 
 def _record(body: Any, message: Message) -> str:
-    from greenconn.cli.records import line_of
+    from greenconn.service.records import line_of
 
     return line_of(message)
 

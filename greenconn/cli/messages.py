@@ -51,7 +51,8 @@ def peek(queue: str, url: str, count: int, is_json: bool, timeout: float) -> Non
       greenconn peek mail.dead --count 1 --json
     """
     from greenconn.cli.broker import connected
-    from greenconn.cli.records import check_output, count_line, line_of, write_line
+    from greenconn.cli.records import check_output, count_line, write_line
+    from greenconn.service.records import line_of
     from greenconn.worker.failures import count_of, look
 
     check_output()
@@ -70,7 +71,8 @@ def peek(queue: str, url: str, count: int, is_json: bool, timeout: float) -> Non
 
 
 def _lines(number: int, message: Message) -> Iterator[str]:
-    from greenconn.cli.records import message_lines, record_of
+    from greenconn.cli.records import message_lines
+    from greenconn.service.records import record_of
 
     record = record_of(message)
     fields = {name: record[name] for name in ROUTE if record[name]}
@@ -231,7 +233,8 @@ def look_dead(
     queue: str, url: str, name: str | None, count: int, is_json: bool, timeout: float
 ) -> None:
     """Print the oldest dead letters of QUEUE with the reason, the error and the body.  They stay."""
-    from greenconn.cli.records import check_output, count_line, json_line, write_line
+    from greenconn.cli.records import check_output, count_line, write_line
+    from greenconn.service.records import json_line
 
     check_output()
     with _letters(queue, url, name, timeout) as letters:
@@ -347,7 +350,8 @@ def _check_exists(connection: Connection, names: list[str]) -> None:
 
 
 def _letter_lines(number: int, letter: DeadLetterEntry) -> Iterator[str]:
-    from greenconn.cli.records import body_of, message_lines
+    from greenconn.cli.records import message_lines
+    from greenconn.service.records import body_of
     from greenconn.worker.failures import EXCHANGE, FAILURE_HEADERS, ROUTING_KEY
 
     shown = {*FAILURE_HEADERS} - {EXCHANGE, ROUTING_KEY}  # by the fields

@@ -310,7 +310,7 @@ class _Messages:
             yield batch
 
     def _of_record(self, record: Any) -> OutgoingMessage:
-        from greenconn.cli.records import message_of
+        from greenconn.service.records import message_of
         from greenconn.worker.failures import priority_of, resent
 
         message = message_of(record)

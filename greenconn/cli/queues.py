@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import click
 
@@ -21,15 +19,9 @@ from greenconn.cli.options import (
     url_option,
     yes_option,
 )
-from greenconn.exceptions import ManagementError, NotFound, OperationalError, ResourceLocked
-
-if TYPE_CHECKING:
-    from greenconn.connection import Connection
 
 #: Fields of a queue that are printed as JSON.
 FIELDS: Final = ("kind", "durable", "ready", "unacked", "consumers")
-#: Rates of RabbitMQ's statistics by which a message leaves a queue for good.
-DEPARTURES: Final = ("ack", "deliver_no_ack", "get_no_ack")
 
 _arguments_option: Decorator = click.option(
     "-a",
@@ -67,6 +59,7 @@ def list_(names: tuple[str, ...], url: str, is_json: bool, timeout: float) -> No
     """
     from greenconn.cli.broker import connected
     from greenconn.cli.terminal import UNKNOWN, Column, number, table_lines
+    from greenconn.service.figures import QueueReader
 
     check_names(names)
     with connected(url, timeout) as connection:
@@ -270,122 +263,6 @@ def _parsed(arguments: tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueFigures:
-    """The figures of one queue; None: the broker does not tell."""
-
-    name: str
-    kind: str | None = None  #: classic, quorum, stream
-    durable: bool | None = None
-    ready: int | None = None  #: messages that wait
-    unacked: int | None = None  #: messages that consumers hold
-    consumers: int | None = None
-    in_rate: float | None = None  #: messages a second that are published to it
-    out_rate: float | None = None  #: messages a second that leave it for good
-
-
-class QueueReader:
-    """Reads the figures of queues.
-
-    RabbitMQ's management API lists them and knows rates and unacknowledged messages; its figures are
-    up to 5 seconds old.  Elsewhere the channel lists them, and a passive declaration tells the rest.
-
-    Arguments:
-        connection: an open one.
-        names: of the queues, or patterns such as ``mail.*``; empty: all.
-        timeout: seconds for a request to the management API.
-    """
-
-    def __init__(self, connection: Connection, names: Sequence[str], timeout: float) -> None:
-        self._connection = connection
-        self._patterns = [each for each in names if _is_pattern(each)]
-        self._names = [each for each in names if not _is_pattern(each)]
-        self._vhost = connection.virtual_host or "/"
-        self._channel: Any = None
-        is_rabbitmq = connection.transport.driver_type == "amqp"
-        self._manager: Any = connection.get_manager(timeout=timeout) if is_rabbitmq else None
-
-    def read(self, *, must_exist: bool = False) -> list[QueueFigures]:
-        """Return the figures of the queues, by name.  May switch.
-
-        Arguments:
-            must_exist: a queue that was named must be there; else it is left out.
-
-        Raises:
-            NotFound: *must_exist*, and it is not there.
-            UsageError: the broker cannot list its queues, so they must be named.
-        """
-        found: dict[str, QueueFigures] = {}
-        if self._patterns or not self._names:
-            found.update((each.name, each) for each in self._listed())
-        for name in self._names:
-            try:
-                found[name] = self._counted(self._described(name))
-            except NotFound:
-                if must_exist:
-                    raise
-        return [found[name] for name in sorted(found)]
-
-    def _listed(self) -> list[QueueFigures]:
-        """Return the figures of all queues that match a pattern."""
-        if self._manager is not None:
-            rows = [each for each in self._reports() if self._matches(each["name"])]
-            # The statistics do not have a new queue yet.
-            return [
-                each if each.ready is not None else self._seen(each) for each in map(_figures, rows)
-            ]
-        try:
-            names = self._open_channel().list_queues()
-        except NotImplementedError:
-            raise click.UsageError(
-                f"{self._connection.transport.driver_name} cannot list its queues: name them"
-            ) from None
-        return [self._seen(QueueFigures(name=each)) for each in names if self._matches(each)]
-
-    def _reports(self) -> Sequence[Mapping[str, Any]]:
-        try:
-            reports: Sequence[Mapping[str, Any]] = self._manager.get_queues(self._vhost)
-        except ManagementError:
-            raise
-        except OperationalError as exc:
-            raise type(exc)(f"{exc}, or name the queues") from exc
-        return reports
-
-    def _matches(self, name: str) -> bool:
-        patterns = self._patterns
-        return not patterns or any(fnmatchcase(name, each) for each in patterns)
-
-    def _described(self, name: str) -> QueueFigures:
-        """Return what the management API tells of a queue; without it, its name."""
-        if self._manager is None:
-            return QueueFigures(name=name)
-        try:
-            return _figures(self._manager.get_queue(self._vhost, name))
-        except ManagementError:
-            pass  # the user may not see it, or it is not there: its declaration will say so
-        except OperationalError:
-            self._manager = None  # the plugin is not enabled
-        return QueueFigures(name=name)
-
-    def _seen(self, figures: QueueFigures) -> QueueFigures:
-        """Return *figures* with the present counts, where this connection may use the queue."""
-        try:
-            return self._counted(figures)
-        except (NotFound, ResourceLocked):
-            return figures  # gone meanwhile, or exclusive to another connection
-
-    def _counted(self, figures: QueueFigures) -> QueueFigures:
-        """Return *figures* with the present counts."""
-        found = self._open_channel().queue_declare(figures.name, passive=True)
-        return replace(figures, ready=found.message_count, consumers=found.consumer_count)
-
-    def _open_channel(self) -> Any:
-        # A refusal closes it.
-        if self._channel is None or not self._channel.is_open:
-            self._channel = self._connection.channel()
-        return self._channel
-
-
 def check_names(names: Sequence[str]) -> None:
     """Check that names of queues are not empty.
 
@@ -394,27 +271,3 @@ def check_names(names: Sequence[str]) -> None:
     """
     if not all(names):
         raise click.BadParameter("must not be empty", param_hint="QUEUE")
-
-
-def _is_pattern(name: str) -> bool:
-    return any(each in name for each in "*?[")
-
-
-def _figures(report: Mapping[str, Any]) -> QueueFigures:
-    """Return the figures in a report of the management API."""
-    statistics: Mapping[str, Any] = report.get("message_stats") or {}
-
-    def rate(name: str) -> float:
-        return float((statistics.get(f"{name}_details") or {}).get("rate") or 0.0)
-
-    is_counted = "messages_ready" in report
-    return QueueFigures(
-        name=report["name"],
-        kind=report.get("type"),
-        durable=report.get("durable"),
-        ready=report.get("messages_ready"),
-        unacked=report.get("messages_unacknowledged"),
-        consumers=report.get("consumers"),
-        in_rate=rate("publish") if is_counted else None,
-        out_rate=sum(map(rate, DEPARTURES)) if is_counted else None,
-    )

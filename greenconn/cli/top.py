@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from time import monotonic, strftime, time
-from typing import Final
+from collections.abc import Sequence
+from time import strftime, time
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from greenconn.cli.options import json_option, queue_argument, timeout_option, url_option
-from greenconn.cli.queues import QueueFigures, QueueReader, check_names
+from greenconn.cli.queues import check_names
 from greenconn.cli.terminal import ATTENTION, is_screen
+
+if TYPE_CHECKING:
+    from greenconn.service.figures import QueueTrend
 
 #: Lines of a terminal that are not for queues.
 MARGIN: Final = 5
-#: Looks that a trend shows.
-TREND: Final = 10
 
 
 @click.command("top")
@@ -69,6 +68,7 @@ def top(
 
     from greenconn.cli.broker import connection_to, error_line, interruptible
     from greenconn.exceptions import AMQPError, KombuError
+    from greenconn.service.figures import Monitor, QueueReader
 
     check_names(names)
     connection = connection_to(url, timeout)
@@ -223,6 +223,7 @@ def _head(where: str, trends: Sequence[QueueTrend]) -> str:
 
 def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) -> list[str]:
     from greenconn.cli.terminal import Column, number, rate, span, sparkline, table_lines
+    from greenconn.service.figures import TREND
 
     columns = [
         Column("QUEUE", is_right=False),
@@ -253,57 +254,3 @@ def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) ->
             ]
         )
     return table_lines(columns, rows, width)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueTrend:
-    """The figures of one queue, and what follows from earlier ones."""
-
-    figures: QueueFigures
-    change: float | None  #: messages a second by which it grows; None at the first look
-    lag: float | None  #: seconds in which all leave at the present rate; None: they do not
-    totals: Sequence[int]  #: messages at the last looks, the latest at the end
-
-
-class Monitor:
-    """Computes the trends of queues.
-
-    Arguments:
-        clock: gives seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
-        #: Queue -> the times and messages of the last looks.
-        self._looks: dict[str, deque[tuple[float, int]]] = {}
-
-    def trends(self, figures: Iterable[QueueFigures]) -> list[QueueTrend]:
-        """Return the trends of queues whose figures were just read."""
-        now = self._clock()
-        before, self._looks = self._looks, {}
-        return [self._trend(each, before.get(each.name), now) for each in figures]
-
-    def _trend(
-        self, figures: QueueFigures, looks: deque[tuple[float, int]] | None, now: float
-    ) -> QueueTrend:
-        looks = self._looks[figures.name] = looks or deque(maxlen=TREND)
-        total = (figures.ready or 0) + (figures.unacked or 0)
-        change = None
-        if looks and now > looks[-1][0]:
-            then, before = looks[-1]
-            change = (total - before) / (now - then)
-        looks.append((now, total))
-        return QueueTrend(
-            figures=figures,
-            change=change,
-            lag=_lag(total, figures.out_rate, change),
-            totals=[each for _, each in looks],
-        )
-
-
-def _lag(total: int, out_rate: float | None, change: float | None) -> float | None:
-    if not total:
-        return 0.0
-    # Without the rate at which they leave, as many leave at least as the queue gets shorter.
-    leaving = out_rate if out_rate is not None else max(0.0, -(change or 0.0))
-    return total / leaving if leaving else None

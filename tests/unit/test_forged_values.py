@@ -15,10 +15,11 @@ from greenconn import Connection, Message
 from greenconn.broker.envelope import lifetime_of
 from greenconn.checks import is_number
 from greenconn.cli.messages import _letter_lines
-from greenconn.cli.records import body_of, json_line, line_of, message_lines
+from greenconn.cli.records import message_lines
 from greenconn.contrib.idempotency import LONGEST_ID, _storable
 from greenconn.delays import LONGEST
 from greenconn.log import message_fields
+from greenconn.service.records import body_of, json_line, line_of
 from greenconn.streams import OFFSET, StreamPosition
 from greenconn.transport.memory import reset
 from greenconn.worker.failures import EXCHANGE, ROUTING_KEY, _dead_letter, restore_route

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.queues import QueueFigures
-from greenconn.cli.top import Monitor
+from greenconn.service.figures import Monitor, QueueFigures
 
 pytestmark = pytest.mark.pure
 

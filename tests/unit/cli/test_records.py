@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from greenconn.cli.records import line_of, message_of, record_of
 from greenconn.jsoncodec import loads
 from greenconn.message import Message
+from greenconn.service.records import line_of, message_of, record_of
 
 pytestmark = pytest.mark.pure
 
