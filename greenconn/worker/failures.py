@@ -541,7 +541,8 @@ def look(channel: Channel, queue: str, limit: int) -> list[Message]:
     """
     messages: list[Message] = []
     try:
-        while len(messages) < min(limit, count_of(channel, queue) + len(messages)):
+        # Counted once: some brokers count all messages for it.
+        for _ in range(min(limit, count_of(channel, queue))):
             message = channel.basic_get(queue)
             if message is None:
                 break
