@@ -123,8 +123,7 @@ def move(
     from greenconn.cli.records import parse_pair
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
-    from greenconn.publishing.publisher import PublishOptions
-    from greenconn.worker.failures import OBEYED, count_of, priority_of, resent
+    from greenconn.worker.failures import count_of, forwarded
     from greenconn.worker.failures import move as move_messages
 
     is_meant = _filter(dict(parse_pair(each) for each in headers), contains)
@@ -133,11 +132,7 @@ def move(
     moved, is_whole = 0, False
 
     def route(message: Message) -> OutgoingMessage | None:
-        if not is_meant(message):
-            return None
-        options = PublishOptions(target, {**priority_of(message), "declare": declare})
-        headers = {name: each for name, each in message.headers.items() if name not in OBEYED}
-        return resent(message, options, headers)
+        return forwarded(message, target, declare=declare) if is_meant(message) else None
 
     def note(done: int) -> None:
         nonlocal moved

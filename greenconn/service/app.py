@@ -241,6 +241,15 @@ class App:
         """The running consumers and servers of this thread, in the order of their declaration."""
         return [each for each in self._consumers.get() if not each.ready()]
 
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedules of the periodic calls, by name."""
+        return {
+            str(each.queue): each.options["schedule"]
+            for each in self._registrations
+            if each.spawn is spawn_periodic
+        }
+
     # -- declaring
 
     def consumer(

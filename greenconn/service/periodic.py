@@ -388,6 +388,26 @@ class PeriodicCalls:
         consumer.rawlink(lambda ended: companion.kill(block=False))
         return consumer
 
+    @property
+    def name(self) -> str:
+        """The name of the schedule."""
+        return self._name
+
+    @property
+    def last(self) -> float | None:
+        """The time whose call this process made last, in seconds since 1970; None: of none."""
+        return self._last or None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process holds the token."""
+        return self._token is not None
+
+    @property
+    def is_calling(self) -> bool:
+        """Whether the function runs now."""
+        return self._token is not None and self._token.is_calling
+
     def unsettled(self) -> int:
         """Return the number of calls that are due or running; 1 if the time of the next is unknown."""
         token = self._token
@@ -616,6 +636,28 @@ def spawn_periodic(
     """
     own = consuming_connection(connection)
     return PeriodicCalls(name, function, schedule, own, clock or WallClock(), around).start()
+
+
+def periodic_calls(consumer: ConsumerGreenlet) -> PeriodicCalls | None:
+    """Return the periodic calls that a consumer makes; None: it is another consumer."""
+    return consumer.calls if isinstance(consumer, _TokenConsumer) else None
+
+
+def call_now(name: str, schedule: Schedule, connection: Connection) -> None:
+    """Have the leader of a schedule make a call at once, besides those of the schedule.  May switch.
+
+    A call that runs already is not repeated.
+
+    Arguments:
+        name: the name of the schedule.
+        schedule: the schedule, as the leader has it.
+        connection: publishes the token.
+
+    Raises:
+        OperationalError: the token cannot be published.
+    """
+    body = {"due": time(), "schedule": repr(schedule)}
+    publish(periodic_queue(name, connection), body, connection=connection, timeout=TIMEOUT)
 
 
 def check_periodic(function: object) -> None:

@@ -213,7 +213,7 @@ class ConsumerGreenlet(_Greenlet):
                 return False
         return lifecycle.is_pausing and lifecycle.is_cancelled and not self.ready()
 
-    def interrupt(self, message_id: str) -> bool:
+    def interrupt(self, message_id: str | Message) -> bool:
         """Interrupt the handler of one message.  Never switches.
 
         :class:`~greenconn.worker.Interrupted`, which is not a subclass of ``Exception``, is raised in
@@ -221,7 +221,7 @@ class ConsumerGreenlet(_Greenlet):
         ``on_error`` decides what happens to the message, or to the whole batch with ``batch_size``.
 
         Arguments:
-            message_id: the ``message_id`` property with which the message was published.
+            message_id: the ``message_id`` property with which the message was published, or the message.
 
         Returns:
             False if no handler of this consumer runs with that message, else True.

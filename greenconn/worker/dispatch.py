@@ -223,14 +223,20 @@ class Dispatcher:
         for worker in list(self._workers):
             worker.interrupt()
 
-    def interrupt_one(self, message_id: str) -> bool:
-        """Interrupt the handler of a message; False when none runs.  Never switches."""
+    def interrupt_one(self, meant: str | Message) -> bool:
+        """Interrupt the handler of a message; False when none runs.  Never switches.
+
+        Arguments:
+            meant: its ``message_id``, or the message.
+        """
         for worker in self._workers:
             load = worker.load
             if load is not None and any(
-                each.properties.get("message_id") == message_id for each in self._messages_of(load)
+                each is meant or each.properties.get("message_id") == meant
+                for each in self._messages_of(load)
             ):
-                get_hub().loop.run_callback(_interrupt_handler, worker, load, message_id)
+                name = meant if isinstance(meant, str) else meant.properties.get("message_id")
+                get_hub().loop.run_callback(_interrupt_handler, worker, load, name)
                 return True
         return False
 
@@ -348,7 +354,7 @@ class Dispatcher:
         self._is_called = False
 
 
-def _interrupt_handler(worker: Worker, load: Any, message_id: str) -> None:
+def _interrupt_handler(worker: Worker, load: Any, message_id: str | None) -> None:
     # In the hub, where it is certain that the handler still runs: the next one is not meant.
     if worker.load is load:
         worker.greenlet.throw(Interrupted(f"message {message_id!r} was cancelled"))

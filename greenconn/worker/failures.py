@@ -585,8 +585,7 @@ def move(
         PublishRefused, TypeError, ValueError: one has a header or a property with which the broker does
             not take it; it stays.  All others were moved.
     """
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a positive integer or None, got {limit!r}")
+    _check_limit(limit)
     if rate is not None and not (is_number(rate) and rate > 0):
         raise ValueError(f"rate must be a number above 0 or None, got {rate!r}")
     window = WINDOW if rate is None else 1
@@ -638,6 +637,68 @@ def move(
     if refused:
         raise refused[0]
     return moved
+
+
+def discard(
+    channel: Channel,
+    queue: str,
+    where: Callable[[Message], object],
+    *,
+    limit: int | None = None,
+    on_discarded: Callable[[int], object] | None = None,
+) -> int:
+    """Delete messages that wait in *queue*, the oldest first.  May switch.
+
+    Those that come meanwhile are not looked at.
+
+    Arguments:
+        channel: a channel of the queue's broker, which nothing else uses.
+        where: called with each message; one for which it returns something false stays.
+        limit: how many at most; None: all.
+        on_discarded: called with the number of those that were deleted, after each.
+
+    Returns:
+        How many were deleted.
+
+    Raises:
+        ValueError: *limit* is out of its range.
+        NotFound: there is no such queue.
+    """
+    _check_limit(limit)
+    kept: list[Message] = []
+    discarded = 0
+    try:
+        for _ in range(count_of(channel, queue)):
+            message = channel.basic_get(queue)
+            if message is None:
+                break
+            kept.append(message)
+            if where(message):
+                kept.pop().ack()
+                discarded += 1
+                if on_discarded is not None:
+                    on_discarded(discarded)
+                if discarded == limit:
+                    break
+    finally:
+        put_back(kept)
+    return discarded
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a positive integer or None, got {limit!r}")
+
+
+def forwarded(message: Message, target: str, *, declare: bool = False) -> OutgoingMessage:
+    """Return a received message as it is published to another queue, with all that it has.
+
+    Arguments:
+        declare: declare *target* (durable) if it does not exist.
+    """
+    options = PublishOptions(target, {**priority_of(message), "declare": declare})
+    headers = {name: each for name, each in message.headers.items() if name not in OBEYED}
+    return resent(message, options, headers)
 
 
 def put_back(messages: list[Message]) -> None:
@@ -713,7 +774,7 @@ class DeadLetters:
         """
         with self._connection.channel() as channel:
             try:
-                return [_dead_letter(each) for each in look(channel, self.name, limit)]
+                return [dead_letter_of(each) for each in look(channel, self.name, limit)]
             except NotFound:
                 return []  # no message has failed yet
 
@@ -724,6 +785,7 @@ class DeadLetters:
         limit: int | None = None,
         rate: float | None = None,
         target: str | None = None,
+        on_replayed: Callable[[int], object] | None = None,
     ) -> int:
         """Publish dead letters to their queue again, the oldest first.  May switch.
 
@@ -736,6 +798,7 @@ class DeadLetters:
             limit: how many at most; None: all.
             rate: how many a second; None: as fast as can be.
             target: the name of another queue to publish all of them to; it must exist, as theirs must.
+            on_replayed: called with the number of those that were published, again and again.
 
         Returns:
             How many were published.
@@ -749,19 +812,22 @@ class DeadLetters:
         others: dict[str, int] = {}
 
         def route(message: Message) -> OutgoingMessage | None:
-            letter = _dead_letter(message)
+            letter = dead_letter_of(message)
             if where is not None and not where(letter):
                 return None
             if target is None and letter.queue is not None and letter.queue != self.queue:
                 others[letter.queue] = others.get(letter.queue, 0) + 1
                 return None
             options = PublishOptions(target or self.queue, priority_of(message))
-            return resent(message, options, _fresh_headers(message))
+            return resent(message, options, fresh_headers(message))
 
         publishing = publishing_connection(self._connection)
         with self._connection.channel() as channel:
             try:
-                return move(channel, self.name, publishing, route, limit=limit, rate=rate)
+                return move(
+                    channel, self.name, publishing, route,
+                    limit=limit, rate=rate, on_moved=on_replayed,
+                )  # fmt: skip
             except NotFound:
                 return 0  # no message has failed yet
             finally:
@@ -774,6 +840,32 @@ class DeadLetters:
                         ", ".join(map(repr, islice(others, 3))),
                         extra={"queue": self.name},
                     )
+
+    def delete(
+        self,
+        where: Callable[[DeadLetterEntry], object],
+        *,
+        limit: int | None = None,
+        on_deleted: Callable[[int], object] | None = None,
+    ) -> int:
+        """Delete dead letters, the oldest first.  May switch.
+
+        Arguments:
+            where: called with each; one for which it returns something false stays.
+            limit: how many at most; None: all.
+            on_deleted: called with the number of those that were deleted, again and again.
+
+        Returns:
+            How many were deleted.
+        """
+        with self._connection.channel() as channel:
+            try:
+                return discard(
+                    channel, self.name, lambda message: where(dead_letter_of(message)),
+                    limit=limit, on_discarded=on_deleted,
+                )  # fmt: skip
+            except NotFound:
+                return 0  # no message has failed yet
 
     def purge(self) -> int:
         """Delete those that wait, and return how many there were.  May switch."""
@@ -817,7 +909,8 @@ def dead_letters(
     return DeadLetters(text, name or f"{text}{DEAD}", consuming_connection(connection))
 
 
-def _dead_letter(message: Message) -> DeadLetterEntry:
+def dead_letter_of(message: Message) -> DeadLetterEntry:
+    """Return what the headers of a message say about its failure."""
     headers = message.headers
     death = _first_death(message)
 
@@ -844,7 +937,7 @@ def _first_death(message: Message) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _fresh_headers(message: Message) -> dict[str, Any]:
+def fresh_headers(message: Message) -> dict[str, Any]:
     """Return the headers of a dead letter without what they tell of its failure."""
     death = _first_death(message)
     headers = {
