@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "peek": "Look at the messages of a queue, which stay there.",
     "move": "Move the messages of a queue to another, perhaps of another broker.",
     "top": "Show queues live: messages, consumers, rates and lag.",
+    "console": "Show queues, dead letters and connections on web pages.",
     "queues": "List, declare, bind or delete queues.",
     "purge": "Delete all ready messages of a queue.",
     "dead": "Show, count, replay or purge the dead letters of a queue.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final, Protocol, TypeVar
 
 import click
@@ -154,3 +156,30 @@ def header_option(help_text: str) -> Decorator:
     return click.option(
         "-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help=help_text
     )
+
+
+def function_named(option: str, target: str) -> Callable[..., Any]:
+    """Import a function of the program, from the working directory, too.
+
+    Arguments:
+        option: that names it.
+        target: ``module:name``.
+
+    Raises:
+        click.BadParameter: there is none of this name.
+    """
+    module_name, _, name = target.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = import_module(module_name) if module_name and name else None
+    except ModuleNotFoundError as exc:
+        raise click.BadParameter(str(exc), param_hint=option) from exc
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise click.BadParameter(
+            f"must be a function as module:name, got {target!r}", param_hint=option
+        )
+    function: Callable[..., Any] = found
+    return function

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import click
+
+from greenconn.cli.options import function_named
 
 
 @click.command("torture")
@@ -99,14 +100,14 @@ def torture(
         seed=seed,
         histories=histories,
         faults=faults or FAULTS,
-        reset=None if reset is None else _function("--reset", reset),
-        forget=None if forget is None else _function("--forget", forget),
+        reset=None if reset is None else function_named("--reset", reset),
+        forget=None if forget is None else function_named("--forget", forget),
         replay=replay,
     )
     for target, body, options in _messages_in(messages):
         run.publish(target, body, **options)
     for check in checks:
-        run.check(_function("--check", check))
+        run.check(function_named("--check", check))
     run.repeat = f"{_command(application, messages.name, checks, reset, forget)} --replay {{!r}}"
     try:
         with progress("histories:", None if replay else histories) as show:
@@ -147,27 +148,6 @@ def _messages_in(file: TextIO) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield given.pop("queue"), given.pop("body"), given
     if not number:
         raise click.UsageError(f"{file.name} must have at least one message, a line each")
-
-
-def _function(option: str, target: str) -> Callable[..., Any]:
-    """Import a function.
-
-    Raises:
-        click.BadParameter: there is none of this name.
-    """
-    module_name, _, name = target.partition(":")
-    try:
-        found: Any = import_module(module_name) if module_name and name else None
-    except ModuleNotFoundError as exc:
-        raise click.BadParameter(f"{exc}", param_hint=option) from exc
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise click.BadParameter(
-            f"must be a function as module:name, got {target!r}", param_hint=option
-        )
-    function: Callable[..., Any] = found
-    return function
 
 
 def _command(
