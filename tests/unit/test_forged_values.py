@@ -22,7 +22,7 @@ from greenconn.log import message_fields
 from greenconn.service.records import body_of, json_line, line_of
 from greenconn.streams import OFFSET, StreamPosition
 from greenconn.transport.memory import reset
-from greenconn.worker.failures import EXCHANGE, ROUTING_KEY, _dead_letter, restore_route
+from greenconn.worker.failures import EXCHANGE, ROUTING_KEY, dead_letter_of, restore_route
 
 WRONG: list[Any] = [5, [], {}, {"a": [1]}, True, b"x", "\ud800", "x" * 300, 1.5]
 
@@ -107,7 +107,7 @@ def test_a_message_of_any_form_is_printed(body: Any, encoding: Any, kind: Any) -
     }
     message = Message(body, content_type=kind, content_encoding=encoding)
     message.headers, message.properties = headers, {"message_id": {b"x": "\x9b"}}
-    text = click.unstyle("\n".join([*_letter_lines(1, _dead_letter(message)), line_of(message)]))
+    text = click.unstyle("\n".join([*_letter_lines(1, dead_letter_of(message)), line_of(message)]))
     text.encode()
     assert not {"\x1b", "\x9b", "\x07"} & set(text)
     assert isinstance(json.loads(line_of(message)), dict)
