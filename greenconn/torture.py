@@ -183,6 +183,10 @@ class History(NamedTuple):
         return len(self.steps) + len(self.faults)
 
 
+#: A history without steps.
+_NOTHING: Final = History(())
+
+
 def _parsed(text: str) -> History:
     """Return the history that was printed as *text*.
 
@@ -381,14 +385,14 @@ class TortureFailure(AssertionError):
         self,
         text: str,
         *,
-        story: list[str],
-        history: History,
-        seed: int,
-        histories: int,
-        error: BaseException,
+        story: Iterable[str] = (),
+        history: History = _NOTHING,
+        seed: int = 0,
+        histories: int = 0,
+        error: BaseException | None = None,
     ) -> None:
         super().__init__(text)
-        self.story = story
+        self.story = list(story)
         self.history = str(history)
         self.faults = history.faults
         self.steps = history.length
@@ -1419,9 +1423,18 @@ class _Alarm:
         raise _Blocked(f"a handler kept the hub to itself, {_place_of(frame)}")
 
 
+def _uses_django() -> bool:
+    """Return whether there may be connections of Django: it can be imported without settings."""
+    if "django.db" not in sys.modules:
+        return False
+    from django.conf import settings
+
+    return bool(settings.configured)
+
+
 def _enter_django(stack: ExitStack) -> None:
     """Begin a savepoint of each transaction of Django that the test is in."""
-    if "django.db" not in sys.modules:
+    if not _uses_django():
         return
     from django.db import connections, transaction
 
@@ -1442,7 +1455,7 @@ def _watch_statements(stack: ExitStack, function: Callable[..., None]) -> None:
         for name in ("before_execute", "commit"):
             event.listen(Engine, name, function)
             stack.callback(event.remove, Engine, name, function)
-    if "django.db" in sys.modules:
+    if _uses_django():
         from django.db import connections
 
         def before(execute: Callable[..., Any], *args: Any) -> Any:

@@ -103,7 +103,6 @@ class Console:
         self._guard = Guard(authorize, hosts)
         self._view = BrokerView(app_or_url, queues)
         self._watch = HandlerWatch()
-        add_listener(self._watch)
         masked = Mask(mask)
         self._actions = Actions(self._view, self._watch, app, masked)
         self._pages = Pages(
@@ -114,6 +113,7 @@ class Console:
         self._pages.version = digest.hexdigest()
         #: Fragments that several viewers share: by page, query and rights.
         self._fragments: dict[tuple[Any, ...], tuple[object, str]] = {}
+        add_listener(self._watch)
 
     @property
     def label(self) -> str:
