@@ -368,6 +368,8 @@ class PeriodicCalls:
         self._token: _Token | None = None
         #: The last time whose call was made here.
         self._last = 0.0
+        #: When a token was last known to exist, on the monotonic clock; None: there may be none.
+        self._published_at: float | None = None
         self._consumer: ConsumerGreenlet | None = None
 
     def start(self) -> ConsumerGreenlet:
@@ -417,13 +419,13 @@ class PeriodicCalls:
 
     def _accompany(self, consumer: ConsumerGreenlet) -> None:
         """Publish tokens until the consumer ends, and elect a leader if the broker does not."""
-        published_at: float | None = None
         try:
             while not consumer.ready():
-                is_due = published_at is None or monotonic() - published_at > RENEWAL_INTERVAL
+                at = self._published_at
+                is_due = at is None or monotonic() - at > RENEWAL_INTERVAL
                 if is_due and (self._token is not None or self._publish(None)):
-                    published_at = monotonic()
-                pause = LOOK if published_at is not None else ELECTION_INTERVAL
+                    self._published_at = monotonic()
+                pause = LOOK if self._published_at is not None else ELECTION_INTERVAL
                 if self._lock is not None:
                     self._stand_for_election(consumer, self._lock)
                     pause = ELECTION_INTERVAL
@@ -491,6 +493,12 @@ class PeriodicCalls:
         try:
             if self._await_turn(token, message):
                 self._call(token, message)
+        except BaseException:
+            if not message.channel.is_open:
+                # The broker may have delivered it again, to be dropped while this call was running.
+                self._published_at = None
+                self._wake()
+            raise
         finally:
             if self._token is token:
                 self._token = None
