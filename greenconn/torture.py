@@ -1008,7 +1008,8 @@ class Torture(Listener):
             return
         call.points.append(Point(can_wait, not is_parked(call.message)))
         fault = self._at.get((call.number, len(call.points)))
-        if fault is not None:
+        # Nothing kills the wait for a turn but the end of its process, which takes the others back, too.
+        if fault is not None and (fault != "kill" or call.points[-1].has_begun):
             self._do(fault, call, can_wait=can_wait)
 
     def _do(self, fault: str, call: Call, *, can_wait: bool = True, is_end: bool = False) -> None:
@@ -1071,6 +1072,8 @@ class Torture(Listener):
             self._forget()
         shadow.start()
         self._until_ready(shadow)
+        # The new consumers' own timers: a handler has begun before there was a time without one.
+        self.broker._watched = max(self.broker._watched, self.broker._waits())
 
     def _put_back(self, entry: Any) -> None:
         """Have the broker deliver again what was acknowledged.  Never switches."""
@@ -1309,11 +1312,15 @@ class Torture(Listener):
                 links[lifecycle.session.life.link] = index
                 for worker in lifecycle.group.pool._idle:
                     worker.streak = 0
+        # In the order of the processes, whichever was served or has connected last: it is the order in
+        # which a restart of the broker ends their links, and so in which they come back.
+        for link in sorted(links, key=links.__getitem__):
+            broker._broker.links.pop(link, None)
+            broker._broker.links[link] = None
         for queue in broker._broker.queues.values():
             if queue.store.count or queue.delayed:
                 queue.purge()
             if len(queue.consumers) > 1:
-                # In the order of the processes, whichever was served or has connected last.
                 ordered = sorted(
                     queue.consumers, key=lambda each: links.get(each.channel.connection, 0)
                 )

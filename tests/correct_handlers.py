@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, Final
 
 import gevent
@@ -15,6 +18,7 @@ from sqlalchemy.pool import StaticPool
 from greenconn import App, Limit, Queue, Rate, in_order
 from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.outbox.sqlalchemy import Outbox
 from greenconn.torture import FAULTS
 from tests.worlds import World
 
@@ -28,12 +32,14 @@ class Correct:
         check: what must hold.
         reset: begins a history.
         faults: those that may occur.
+        seconds: by the clock, which pass after the messages were handled.
     """
 
     messages: list[tuple[str, Any]]
     check: Callable[[], object]
     reset: Callable[[], object]
     faults: tuple[str, ...] = field(default=FAULTS)
+    seconds: float = 0.0
 
 
 Program = Callable[[App, World], Correct]
@@ -297,3 +303,49 @@ def swapped_if_unchanged(app: App, world: World) -> Correct:
         lambda: sum(row["booked"].values()) == 12,
         row.clear,
     )
+
+
+@correct
+def row_and_outbox(app: App, world: World) -> Correct:
+    """A row and a message in one transaction, and the relay that publishes the message."""
+    folder = mkdtemp()
+    weakref.finalize(app, rmtree, folder, ignore_errors=True)
+    engine = create_engine(f"sqlite:///{folder}/shop.sqlite")
+    metadata = MetaData()
+    orders = Table("orders", metadata, Column("id", Integer, primary_key=True))
+    outbox = Outbox(metadata)
+    metadata.create_all(engine)
+
+    @app.consumer("orders", transaction=sessionmaker(engine))
+    def place(body: Any, message: Any, session: Session) -> None:
+        session.execute(orders.insert(), {"id": body["id"]})
+        outbox.publish(session, "mails", {"id": body["id"]})
+
+    @app.consumer("mails")
+    def send(body: Any, message: Any) -> None:
+        world.add("mails", body["id"])
+
+    app.service(outbox.relay(engine, publish=app.publish))
+
+    def check() -> bool:
+        with engine.connect() as connection:
+            placed = list(connection.scalars(select(orders.c.id)))
+        return placed == world.peek("mails", []) == [1]
+
+    def reset() -> None:
+        with engine.begin() as connection:
+            connection.execute(orders.delete())
+        world.clear()
+
+    return Correct([("orders", {"id": 1})], check, reset)
+
+
+@correct
+def each_minute(app: App, world: World) -> Correct:
+    """A schedule whose function does no harm when it is called twice."""
+
+    @app.every(60)
+    def tidy() -> None:
+        world.set("tidied", world.get("tidied", 0) + 1)
+
+    return Correct([], lambda: world.peek("tidied") >= 3, world.clear, seconds=200.0)

@@ -9,6 +9,8 @@ from typing import Any
 
 import gevent
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import integers
 
 import greenconn
 from greenconn import App, DeadLetter
@@ -271,6 +273,33 @@ def test_a_command_that_is_wrong(
 
 
 # -- the fixture
+
+
+def test_messages_of_hypothesis(app: App) -> None:
+    balance: Counter[str] = Counter()
+
+    @app.consumer("payments")
+    def book(body: Any, message: Any) -> None:
+        if body["amount"] > 100:  # large ones are written in two steps
+            balance[body["account"]] += 100
+            gevent.sleep(1)
+            balance[body["account"]] += body["amount"] - 100
+        else:
+            balance[body["account"]] = body["amount"]
+
+    amounts = integers(1, 1000)
+
+    @settings(max_examples=50, deadline=None, derandomize=True, database=None)
+    @given(amounts)
+    def explore(amount: int) -> None:
+        with torture(app, histories=20, faults="kill", reset=balance.clear) as run:
+            run.publish("payments", {"account": "ada", "amount": amount})
+            run.check(lambda: balance == {"ada": amount})
+
+    with pytest.raises(TortureFailure) as caught:
+        explore()
+    assert "'amount': 101" in str(caught.value), "hypothesis finds the smallest one"
+    assert caught.value.history == "1: kill 1.1"
 
 
 def test_the_options_of_pytest(tmp_path: Path) -> None:
