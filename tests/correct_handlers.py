@@ -330,7 +330,7 @@ def row_and_outbox(app: App, world: World) -> Correct:
     def check() -> bool:
         with engine.connect() as connection:
             placed = list(connection.scalars(select(orders.c.id)))
-        return placed == world.peek("mails", []) == [1]
+        return bool(placed == world.peek("mails", []) == [1])
 
     def reset() -> None:
         with engine.begin() as connection:

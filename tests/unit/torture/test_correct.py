@@ -11,7 +11,6 @@ from greenconn.torture import History, Outcome, Torture, torture
 from tests.correct_handlers import PROGRAMS
 from tests.worlds import World
 
-
 #: Those that use threads, or begin each history with a new broker: about 100 histories a second.
 SLOW = {"row_and_outbox", "each_minute"}
 
