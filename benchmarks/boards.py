@@ -57,13 +57,13 @@ MONGODB: Final = Board(
 SQLITE: Final = Board(
     name="sqlite",
     stage="benchmarks.stores.sqlite",
-    works=store_works.WORKS,
+    works=store_works.TABLE_WORKS,
     rivals=store_rivals.SQLITE,
 )
 POSTGRESQL: Final = Board(
     name="postgresql",
     stage="benchmarks.stores.postgresql",
-    works=store_works.WORKS,
+    works=store_works.POSTGRESQL_WORKS,
     rivals=store_rivals.POSTGRESQL,
 )
 COUCHDB: Final = Board(

@@ -58,6 +58,9 @@ class _Folder:
         """Nothing is to be started."""
 
 
+#: The server counts its statements.
+_COUNTING: Final = ("shared_preload_libraries = 'pg_stat_statements'",)
+
 #: Board -> what is started for it, and the variable that names the user's own.
 _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     RABBITMQ.name: (RabbitMQ, AMQP_URL),
@@ -68,7 +71,7 @@ _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
     COUCHDB.name: (PouchDB, COUCHDB_URL),
     SQS.name: (MotoServer, SQS_URL),
-    POSTGRESQL.name: (PostgresServer, POSTGRESQL_URL),
+    POSTGRESQL.name: (partial(PostgresServer, settings=_COUNTING), POSTGRESQL_URL),
 }
 
 

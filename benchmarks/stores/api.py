@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic, monotonic_ns
 from typing import Any
 
-from benchmarks.clock import Clock, Figures
+from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.rivals.kombu_api import many
-from benchmarks.rivals.shape import PREFETCH, TIMEOUT
+from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 
@@ -14,6 +16,10 @@ from benchmarks.stores.stage import StoreStage
 PUBLISHERS = 1000
 #: Connections that they share, where a connection is one greenlet's at a time.
 POOL = 10
+#: Seconds between two messages to an idle consumer, which no two polls are in step with.
+TICK = 0.037
+#: Seconds for which an idle consumer is watched.
+IDLE = 20.0
 
 
 class StoreApi:
@@ -51,8 +57,16 @@ class StoreApi:
                     producer.publish(BODY, routing_key=sink)
         return clock.per(count)
 
+    def publish_200(self, count: int) -> Figures:
+        """200 greenlets."""
+        return self._publish_by(200, count)
+
     def publish_many(self, count: int) -> Figures:
-        """1,000 greenlets and a pool of 10."""
+        """1,000 greenlets."""
+        return self._publish_by(PUBLISHERS, count)
+
+    def _publish_by(self, greenlets: int, count: int) -> Figures:
+        """Publish from greenlets that share a pool of 10."""
         with self.api.Connection(self.url) as connection:
             sink = self.sink(connection)
         self.api.pools.set_limit(POOL)
@@ -63,13 +77,28 @@ class StoreApi:
                 producer.publish(BODY, routing_key=sink)
 
         many(POOL, POOL, publish)  # connects
+        return self._timed_publish(greenlets, count, publish)
+
+    def _timed_publish(self, greenlets: int, count: int, publish: Callable[[], None]) -> Figures:
         with Clock() as clock:
-            count = many(PUBLISHERS, count, publish)
+            count = many(greenlets, count, publish)
         return clock.per(count)
 
     def consume(self, count: int) -> Figures:
         """Prefetch 100, each message acknowledged."""
         source = self.stage.source(count)
+        return self._consume([source], count, lambda: None, is_filled=True)
+
+    def queues(self, count: int) -> Figures:
+        """One Consumer of 1,000 queues, to which another process publishes."""
+        each = max(1, count // CONSUMERS)
+        sources = [self.stage.source(0) for _ in range(CONSUMERS)]
+        feeder = self.stage.peer("feed", self.api.__name__, str(each), *sources)
+        return self._consume(sources, each * CONSUMERS, lambda: self.stage.go(feeder))
+
+    def _consume(
+        self, sources: list[str], count: int, go: Callable[[], None], *, is_filled: bool = False
+    ) -> Figures:
         seen = 0
 
         def callback(body: Any, message: Any) -> None:
@@ -78,12 +107,59 @@ class StoreApi:
             message.ack()
 
         with self.api.Connection(self.url) as connection:
-            queue = self.api.Queue(source, no_declare=True)
-            consumer = connection.Consumer([queue], callbacks=[callback], prefetch_count=PREFETCH)
-            with Clock() as clock:
+            queues = [self.api.Queue(each, no_declare=True) for each in sources]
+            consumer = connection.Consumer(queues, callbacks=[callback], prefetch_count=PREFETCH)
+            if not is_filled:
                 consumer.consume()
+            with self.stage.counting() as counted, Clock() as clock:
+                if is_filled:
+                    consumer.consume()
+                go()
                 while seen < count:
                     connection.drain_events(timeout=TIMEOUT)
-                self.stage.wait_empty(source)
+                self.stage.wait_empty(sources[-1])
             consumer.cancel()
-        return clock.per(count)
+        return clock.per(count, **counted.per(count))
+
+    def latency(self, count: int) -> Figures:
+        """A consumer that waits, and another process that publishes now and then."""
+        (source,) = (self.stage.source(0),)
+        took: list[float] = []
+
+        def callback(body: Any, message: Any) -> None:
+            took.append((monotonic_ns() - body["sent"]) / 1e9)
+            message.ack()
+
+        arguments = (self.api.__name__, str(count), str(TICK), source)
+        ticker = self.stage.peer("tick", *arguments)
+        with self.api.Connection(self.url) as connection:
+            queue = self.api.Queue(source, no_declare=True)
+            with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
+                self.stage.go(ticker)
+                while len(took) < count:
+                    connection.drain_events(timeout=TIMEOUT)
+        return clock.per(count, p50=p50(took) / 1e3, p99=p99(took))
+
+    def idle(self, count: int) -> Figures:
+        """A consumer that waits, and nothing comes."""
+        source = self.stage.source(0)
+        with self.api.Connection(self.url) as connection:
+            queue = self.api.Queue(source, no_declare=True)
+            with connection.Consumer([queue], callbacks=[print]):
+                self._drain(connection, 2.0)  # for what the first look does
+                with self.stage.counting() as counted, Clock() as clock:
+                    self._drain(connection, IDLE)
+        figures = clock.per(1)
+        return {
+            **figures,
+            "core": 100 * figures["cpu"] / figures["wall"],
+            **counted.per(IDLE / 60),
+        }
+
+    def _drain(self, connection: Any, seconds: float) -> None:
+        end = monotonic() + seconds
+        while (left := end - monotonic()) > 0:
+            try:
+                connection.drain_events(timeout=left)
+            except TimeoutError:
+                return

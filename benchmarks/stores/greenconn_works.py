@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import greenconn.pools
-from benchmarks.clock import Clock, Figures
-from benchmarks.rivals.kombu_api import many
+from benchmarks.clock import Figures
 from benchmarks.stage import BODY
-from benchmarks.stores.api import PUBLISHERS, StoreApi
+from benchmarks.stores.api import StoreApi
 from benchmarks.stores.stage import StoreStage
 
 
@@ -16,11 +15,11 @@ class Works(StoreApi):
     def __init__(self, url: str, stage: StoreStage) -> None:
         super().__init__(greenconn, url, stage)
 
-    def publish_many(self, count: int) -> Figures:
+    def _publish_by(self, greenlets: int, count: int) -> Figures:
         """All share one producer."""
         with greenconn.Connection(self.url) as connection:
             sink = self.sink(connection)
             producer = connection.Producer()
-            with Clock() as clock:
-                count = many(PUBLISHERS, count, lambda: producer.publish(BODY, routing_key=sink))
-        return clock.per(count)
+            return self._timed_publish(
+                greenlets, count, lambda: producer.publish(BODY, routing_key=sink)
+            )

@@ -10,7 +10,10 @@ import psycopg
 import greenconn
 from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stores import greenconn_works
-from benchmarks.stores.stage import TableStage
+from benchmarks.stores.stage import Counting, TableStage
+
+#: In the statements of the stage itself.
+_MARK = "/* stage */"
 
 
 class Stage(TableStage):
@@ -19,6 +22,7 @@ class Stage(TableStage):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._database = psycopg.connect(url, autocommit=True)
+        self._database.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
 
     def of(self, api: Any, url: str) -> str:
         """The address for a library."""
@@ -30,8 +34,20 @@ class Stage(TableStage):
     def _table(self) -> str:
         return "greenconn.messages" if self.api is greenconn else "kombu_message"
 
+    def counting(self) -> Counting:
+        return Counting(self._statements)
+
+    def _statements(self) -> float:
+        """The statements so far, without those that have the mark of this class."""
+        row = self._database.execute(
+            f"{_MARK} SELECT sum(calls) FROM pg_stat_statements WHERE query NOT LIKE %s",
+            (f"%{_MARK}%",),
+        ).fetchone()
+        return float((row or (0,))[0] or 0)
+
     def clear(self) -> None:
-        """Delete all messages."""
+        """End the other sides, and delete all messages."""
+        self.end_peers()
         self._database.execute(f"TRUNCATE {self._table}")
 
     def close(self) -> None:
@@ -39,7 +55,9 @@ class Stage(TableStage):
         self._database.close()
 
     def messages(self) -> Sequence[object]:
-        return self._database.execute(f"SELECT 1 FROM {self._table} LIMIT {PREFETCH}").fetchall()
+        return self._database.execute(
+            f"{_MARK} SELECT 1 FROM {self._table} LIMIT {PREFETCH}"
+        ).fetchall()
 
 
 class Works(greenconn_works.Works):

@@ -29,7 +29,8 @@ class Stage(TableStage):
             return database.execute(statement).fetchall()
 
     def clear(self) -> None:
-        """Delete all messages."""
+        """End the other sides, and delete all messages."""
+        self.end_peers()
         table = "messages" if self.api.__name__ == "greenconn" else "kombu_message"
         self._execute(f"DELETE FROM {table}")
 

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count as numbers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from benchmarks.clock import Figures
 from benchmarks.company import Company
 from benchmarks.stage import BODY
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Counting:
+    """The statements that a server executes inside ``with``.
+
+    Arguments:
+        read: returns the number since the server began; None: it cannot tell.
+    """
+
+    def __init__(self, read: Callable[[], float] | None) -> None:
+        self._read = read
+        self._count = 0.0
+
+    def __enter__(self) -> Self:
+        if self._read is not None:
+            self._count = -self._read()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._read is not None:
+            self._count += self._read()
+
+    def per(self, count: float) -> Figures:
+        """Return the number for each of *count*, if it is known."""
+        return {} if self._read is None else {"statements": self._count / count}
 
 
 class StoreStage(Company):
@@ -20,7 +49,7 @@ class StoreStage(Company):
         url: of the server.
     """
 
-    peers = ""
+    peers = "benchmarks.stores.peers"
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -33,6 +62,10 @@ class StoreStage(Company):
     def source(self, count: int) -> str:
         """A queue with *count* messages of 256 bytes."""
         raise NotImplementedError
+
+    def counting(self) -> Counting:
+        """Count the statements of others, where the server can tell."""
+        return Counting(None)
 
     def wait_empty(self, queue: str) -> None:
         """Return when nothing is left of the messages of *queue*, held ones included."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.works import Budget, Work, cpu
+from dataclasses import replace
+
+from benchmarks.works import Budget, Figure, Work, cpu
 
 #: At most half of what kombu costs.
 HALF = Budget(0.5, "kombu")
@@ -11,4 +13,38 @@ WORKS: dict[str, Work] = {
     "publish": Work(figures=(cpu("publish, one greenlet", None),), divisor=20),
     "publish_many": Work(figures=(cpu("publish, 1,000 greenlets", HALF),), divisor=10, least=1000),
     "consume": Work(figures=(cpu("consume, prefetch 100, ack each", HALF),), divisor=20),
+}
+
+#: What more is measured where the store is a table of a database.
+TABLE_WORKS: dict[str, Work] = {
+    "publish": WORKS["publish"],
+    "publish_200": Work(figures=(cpu("publish, 200 greenlets", HALF),), divisor=10, least=200),
+    "publish_many": WORKS["publish_many"],
+    "consume": WORKS["consume"],
+    "queues": Work(
+        figures=(cpu("1,000 queues consumed in one process", HALF),), least=1000, warm_up=0
+    ),
+    "latency": Work(
+        figures=(
+            Figure("p50", "idle consumer: sender to handler, p50", "ms"),
+            Figure("p99", "the same, p99", "ms"),
+        ),
+        divisor=50,
+        warm_up=0,
+    ),
+    "idle": Work(
+        figures=(Figure("core", "idle consumer", "% of a core"),), divisor=10_000, warm_up=0
+    ),
+}
+
+
+_STATEMENTS: dict[str, Figure] = {
+    "consume": Figure("statements", "the same, statements a message", ""),
+    "queues": Figure("statements", "the same, statements a message", ""),
+    "idle": Figure("statements", "the same, statements a minute", ""),
+}
+#: Where the server counts its statements.
+POSTGRESQL_WORKS: dict[str, Work] = {
+    name: replace(work, figures=(*work.figures, _STATEMENTS[name])) if name in _STATEMENTS else work
+    for name, work in TABLE_WORKS.items()
 }

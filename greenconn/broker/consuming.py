@@ -1163,12 +1163,12 @@ class StoreConsuming:
         if link.lost is not None:
             return
         if feed.is_used:
-            count = len(feed.consumers) + feed.coming
-            link.later(
-                "cancelling a consumer", partial(link.store.set_consumers, feed.queue, count)
+            leave: Callable[[], object] = partial(
+                link.store.set_consumers, feed.queue, len(feed.consumers) + feed.coming
             )
         else:
-            link.later("cancelling a consumer", partial(_leave, link, feed.queue))
+            leave = partial(_leave, link, feed.queue)
+        link.later("cancelling a consumer", partial(_leave_behind, link, feed.queue, leave))
 
     def ended(self, feed: StoreFeed) -> None:
         """Tell the store that a consumer has left a queue that is gone.  Never switches."""
@@ -1202,6 +1202,18 @@ class StoreConsuming:
     def _requeue_unseen(self, found: Sequence[Claimed]) -> None:
         for each in found:
             self._link.settlements.requeue_unseen(each)
+
+
+def _leave_behind(link: StoreLink, queue: str, leave: Callable[[], object]) -> None:
+    """Leave a queue.
+
+    The next single active consumer begins with what this one held: it must be back before.
+    """
+    if link.directory.declaration(queue).policy.is_single_active:
+        deadline = Deadline(link.options.reply_timeout)
+        link.wait_claims(deadline)  # what they bring goes back, too
+        link.settlements.wait(deadline)
+    leave()
 
 
 def _leave(link: StoreLink, queue: str) -> None:

@@ -337,11 +337,16 @@ class LeasedLink(BrokerLink):
         """
         if self.lost is None:
             deadline = deadline.within(self.options.reply_timeout)
-            self._wait_claims(deadline)
+            self.wait_claims(deadline)
             self.wait_settled(deadline)
 
     @abstractmethod
-    def _wait_claims(self, deadline: Deadline) -> None:
+    def wait_claims(self, deadline: Deadline) -> None:
+        """Wait for the end of claims that ask for queues without consumers.  May switch.
+
+        Raises:
+            TimeoutError: they were not over before the deadline.
+        """
         """Wait for the ends of the claims of queues that have no consumer any more.  May switch."""
 
     def wait_settled(self, deadline: Deadline) -> None:
@@ -598,7 +603,7 @@ class StoreLink(LeasedLink):
         except TimeoutError as exc:
             raise self.no_reply("settling messages") from exc
 
-    def _wait_claims(self, deadline: Deadline) -> None:
+    def wait_claims(self, deadline: Deadline) -> None:
         for claimer in list(self._claimers.values()):
             claimer.wait_unwanted(deadline)
 

@@ -3,8 +3,9 @@
 It is what a request leaves with the reader.  Filling it never switches, so the reader and hub
 callbacks may.  Delivery is accepted or it did not happen: ``offer`` returns False when the waiter has
 left (it was killed, or its deadline ended), and the caller then keeps or passes on the value.
-A :class:`Condition` has many waiters, :class:`Progress` those of a line of requests, and
-:class:`SingleFlight` callers that ask for the same work at the same time.
+A :class:`Condition` has many waiters, :class:`Progress` those of a line of requests,
+:class:`FairLock` those who take turns, and :class:`SingleFlight` callers that ask for the same work at
+the same time.
 
 Deadlines.  One timer of the loop is enough for all slots that wait in one hub.  Nearly all waits end
 long before their deadline, so a wait only enters its deadline into a dict
@@ -35,7 +36,7 @@ from gevent import get_hub
 from greenlet import GreenletExit, getcurrent
 
 from greenconn.exceptions import OperationalError, error_text
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import close_at_thread_end
 from greenconn.green.supervisor import spawn
 
@@ -405,6 +406,45 @@ class Progress:
         waiters, self._waiters = self._waiters, deque()
         for _, slot in waiters:
             slot.fail(exc)
+
+
+class FairLock:
+    """A lock that greenlets get in the order in which they asked for it.
+
+    A lock of gevent is free between its release and the turn of who waits for it, and a greenlet that
+    takes it again at once keeps all others out for as long as it has something to do.  This one is
+    handed over.  For one hub.
+    """
+
+    __slots__ = ("_is_held", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._waiting: deque[Slot[None]] = deque()
+
+    def __enter__(self) -> None:
+        """Take the lock.  May switch."""
+        if not self._is_held:
+            self._is_held = True
+            return
+        slot: Slot[None] = Slot()
+        self._waiting.append(slot)
+        try:
+            slot.wait(NEVER)
+        except BaseException:
+            if slot.is_filled:  # it was handed over at the same moment
+                self._release()
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Hand the lock over.  Never switches."""
+        self._release()
+
+    def _release(self) -> None:
+        while self._waiting:
+            if self._waiting.popleft().offer(None):
+                return
+        self._is_held = False
 
 
 class _Flight:

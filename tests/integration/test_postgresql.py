@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import gevent
 import psycopg
 import pytest
+from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Queue
@@ -34,7 +35,7 @@ SOON = 30.0
 def session(postgresql_server: str) -> Iterator[Session]:
     """A session without a link."""
     session = Session(parsed(postgresql_server), "here", "none", _ignore, _ignore)
-    session.open(Deadline(SOON), SOON)
+    session.open(Deadline(SOON), SOON, SOON)
     yield session
     session.drop()
 
@@ -91,13 +92,34 @@ def test_server_that_is_silent_for_too_long_is_lost(
     postgresql_server: str, postgresql: Database
 ) -> None:
     session = Session(parsed(postgresql_server), "here", "none", _ignore, _ignore)
-    session.open(Deadline(SOON), 0.2)
+    session.open(Deadline(SOON), 0.2, SOON)
     session.call(session.fetch, "SET statement_timeout = 0")
     postgresql.execute("SELECT pg_advisory_lock(4713)")
     with pytest.raises(LinkLost, match=r"here: no reply within 0\.2 s"):
         session.call(session.fetch, "SELECT pg_advisory_lock(4713)")
     assert not session.is_open
     postgresql.execute("SELECT pg_advisory_unlock(4713)")
+
+
+def test_transaction_of_a_process_that_stands_still_ends_with_its_lease(
+    postgresql_server: str, postgresql: Database
+) -> None:
+    lost = Event()
+
+    def note(exc: Exception) -> None:
+        lost.set()
+
+    session = Session(parsed(postgresql_server), "here", "none", _ignore, note)
+    session.open(Deadline(SOON), SOON, 0.3)
+
+    def stand_still() -> None:
+        with session.transaction():
+            session.fetch("SELECT pg_advisory_xact_lock(4714)")
+            assert lost.wait(SOON)
+
+    with pytest.raises(LinkLost):
+        session.call(stand_still)
+    assert _first(postgresql, "SELECT pg_try_advisory_xact_lock(4714)") == (True,)
 
 
 def test_idle_consumer_sends_nothing_until_it_is_notified(

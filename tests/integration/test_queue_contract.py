@@ -284,6 +284,25 @@ def test_single_active_consumer(side: Side) -> None:
     assert [each.body for each in second] == ["3"]
 
 
+@needs(Can.SINGLE_ACTIVE)
+def test_next_active_consumer_begins_with_what_the_former_one_held(side: Side) -> None:
+    """More than one call to a store puts back."""
+    channel, other = side.channel(side.link()), side.channel(side.link())
+    queue = side.queue(channel, arguments={"x-single-active-consumer": True})
+    held, sent = 1050, 1100
+    for n in range(sent):
+        side.send(other, str(n), "", queue)
+    first, second = Store(), Store()
+    channel.basic_qos(0, held, False)
+    channel.basic_consume(queue, sink=first)
+    until(lambda: len(first) == held)
+    other.basic_qos(0, 20, False)
+    other.basic_consume(queue, sink=second)
+    channel.close()
+    until(lambda: len(second) == 20)
+    assert [each.body for each in second] == [str(n) for n in range(20)]
+
+
 def test_links_share_what_comes_one_by_one(side: Side) -> None:
     """None takes all, although one of them would be fast enough for that."""
     queue = side.queue(side.channel())

@@ -335,7 +335,7 @@ class PostgresStore(Store):
             self._notified,
             self._lost,
         )
-        session.open(deadline, self._options.reply_timeout)
+        session.open(deadline, self._options.reply_timeout, self.lease)
         if session.is_pooled:
             self._log_pooler()
         session.call(schema.ensure, session)
@@ -447,7 +447,7 @@ class PostgresStore(Store):
         self._call_or_lose(self._look)
 
     def _poll(self) -> None:
-        self._call_or_lose(self._look_for_messages)
+        self._call_or_lose(self._look_again)
 
     def _call_or_lose(self, function: Callable[[], object]) -> None:
         try:
@@ -462,33 +462,43 @@ class PostgresStore(Store):
 
     def _look(self) -> None:
         """Do what is due, and clean up behind dead links.  Within a call."""
-        session, queues = self.session, self._queues
-        number = self._number
-        ready = messages.release_due(session)
-        if number is not None:
-            ready |= messages.release_expired(session, number)
-        announce(session, ready, self.owner)
-        if number is not None:
-            queues.remove_links(queues.dead_owners())
+        session, queues, number = self.session, self._queues, self._number
+        if number is None:
+            announce(session, messages.release_due(session), self.owner)
+            self._schedule(messages.next_due(session))
+            return
+        seconds, has_ended, owners = messages.survey(session, number, self.owner)
+        is_due = seconds is not None and seconds <= 0
+        if is_due or has_ended:
+            ready = messages.release_due(session) | messages.release_expired(session, number)
+            announce(session, ready, self.owner)
+        queues.remove_links(queues.dead_owners(owners))
+        if is_due:
             queues.drop_idle()
             dead = messages.take_dead(session, number, queues)
             if dead:
                 self.died(dead)
-            if monotonic() - self._pruned_at > self.lease:
-                self._pruned_at = monotonic()
-                messages.delete_orphans(session)
+            seconds = messages.next_due(session)
+        if monotonic() - self._pruned_at > self.lease:
+            self._pruned_at = monotonic()
+            messages.delete_orphans(session)
         self._look_for_messages()
+        self._schedule(seconds)
+
+    def _look_again(self) -> None:
+        self._look_for_messages()
+        self._schedule(messages.next_due(self.session))
 
     def _look_for_messages(self) -> None:
-        """See to the queues that are consumed here, and to what comes by time next.  Within a call."""
-        if self._consumed:
-            there = self._queues.existing(self._consumed)
-            for gone in self._consumed.keys() - there.keys():
-                self.gone(self._forget(gone))
-            for number, has_messages in there.items():
-                if has_messages:
-                    self.wake(self._consumed.get(number, ""))
-        self._schedule(messages.next_due(self.session))
+        """See to the queues that are consumed here.  Within a call."""
+        if not self._consumed:
+            return
+        there = self._queues.existing(self._consumed)
+        for gone in self._consumed.keys() - there.keys():
+            self.gone(self._forget(gone))
+        for number, has_messages in there.items():
+            if has_messages:
+                self.wake(self._consumed.get(number, ""))
 
     def _forget(self, number: int) -> str:
         name = self._consumed.pop(number)

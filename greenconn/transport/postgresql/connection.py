@@ -20,7 +20,6 @@ from uuid import uuid4
 
 import psycopg
 from gevent import get_hub
-from gevent.lock import BoundedSemaphore
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import Ready
@@ -35,7 +34,7 @@ from greenconn.exceptions import (
 from greenconn.green.connect import resolve
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import weakly
-from greenconn.green.slot import Slot
+from greenconn.green.slot import FairLock, Slot
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
@@ -360,7 +359,9 @@ _SETTINGS: Final = """concat(
     set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('default_transaction_isolation', 'read committed', false),
-    set_config('statement_timeout', %s, false), set_config('client_min_messages', 'warning', false))
+    set_config('statement_timeout', %s, false),
+    set_config('idle_in_transaction_session_timeout', %s, false),
+    set_config('client_min_messages', 'warning', false))
 """
 #: What a session says of itself and of the server, once.  Behind a pooler it may be lent to others
 #: next, and its settings are left alone.
@@ -412,7 +413,8 @@ class Session:
         self.prefix = f"{quoted(schema)}."
         #: SQL as it is written -> as it is sent.
         self._texts: dict[str, str] = {}
-        self._lock = BoundedSemaphore()
+        #: Acks and the renewal of the lease must not wait for as long as there is something to claim.
+        self._lock = FairLock()
         self._connection: Connection | None = None
         #: That of all statements: the rows of one are fetched before the next one.
         self._cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
@@ -423,11 +425,16 @@ class Session:
         #: Whether the call that runs has changed something that cannot be undone.
         self._has_committed = False
 
-    def open(self, deadline: Deadline, reply_timeout: float | None) -> None:
+    def open(
+        self, deadline: Deadline, reply_timeout: float | None, lease: float | None = None
+    ) -> None:
         """Connect.  May switch.
 
         Arguments:
             reply_timeout: seconds that a statement may take; None is no limit.
+            lease: seconds after which the server ends a transaction in which nothing happens, so that
+                what a process that was suspended has locked is free when its messages are; None is no
+                limit.
 
         Raises:
             as :func:`connect`.
@@ -442,9 +449,9 @@ class Session:
         connection.add_notify_handler(self._notified)
         connection.on_idle = weakly(self._on_idle)
         connection.reply_timeout = reply_timeout
-        limit_ms = str(int((reply_timeout or 0.0) * 1000))
+        limits = tuple(str(int((each or 0.0) * 1000)) for each in (reply_timeout, lease))
         own = connection.pgconn.backend_pid
-        ((pid, self.user, is_standby, _),) = self.call(self.fetch, _GREETING, (own, limit_ms))
+        ((pid, self.user, is_standby, _),) = self.call(self.fetch, _GREETING, (own, *limits))
         if is_standby:  # ``target_session_attrs`` of the URL lets it pass
             raise LinkLost(
                 f"{self.where}: the server is a standby, which takes no messages; name the primary, or "
@@ -455,7 +462,7 @@ class Session:
             if self.is_pooled:
                 self.call(self._check_transactions)
             else:
-                self.call(self.fetch, f"SELECT {_SETTINGS}", (limit_ms,))
+                self.call(self.fetch, f"SELECT {_SETTINGS}", limits)
         self._prepares = not self.is_pooled
 
     def _keeps_session(self, pid: int, deadline: Deadline) -> bool:

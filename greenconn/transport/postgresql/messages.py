@@ -356,6 +356,11 @@ def count_waiting(session: Session, number: int) -> int:
 
 # -- settling
 
+#: A link that settles locks its row first, and so does the one that ends its lease: then they cannot
+#: wait for each other's messages, each in its own order, until the server notices a second later.  The
+#: links of a lock that is held are not ended: they are alive.
+_HOLDER: Final = "(SELECT number FROM greenconn.links WHERE number = %b FOR KEY SHARE)"
+
 
 class _Return(NamedTuple):
     """The terms of a requeue: see :class:`~greenconn.broker.port.SettleRequest`."""
@@ -434,7 +439,7 @@ def _settle(
             returned = session.fetch(
                 "UPDATE greenconn.messages SET holder = NULL, due = now() + %b::float8 * "
                 "interval '1 s', deliveries = deliveries - %b, redelivered = redelivered OR %b "
-                "WHERE id = ANY (%b::int8[]) AND holder = %b RETURNING queue",
+                f"WHERE id = ANY (%b::int8[]) AND holder = {_HOLDER} RETURNING queue",
                 (
                     how.delay or None,
                     int(how.is_unseen or how.is_unhandled),
@@ -458,7 +463,7 @@ def _delete(session: Session, handles: Sequence[Handle]) -> int:
     late = len(handles)
     for holder, ids in _by_holder(handles).items():
         late -= session.change(
-            "DELETE FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = %b",
+            f"DELETE FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = {_HOLDER}",
             (ids, holder),
         )
     return late
@@ -476,7 +481,8 @@ def _held(session: Session, handles: Sequence[Handle]) -> set[Handle]:
     found: set[Handle] = set()
     for holder, ids in _by_holder(handles).items():
         rows = session.fetch(
-            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = %b FOR UPDATE",
+            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) "
+            f"AND holder = {_HOLDER} FOR UPDATE",
             (ids, holder),
         )
         found.update(Handle(id, holder) for (id,) in rows)
@@ -558,14 +564,44 @@ def delete_orphans(session: Session) -> None:
     session.change(_DELETE_ORPHANS)
 
 
+#: Seconds until something comes by time; NULL: nothing does.
+_NEXT_DUE: Final = """extract(epoch FROM least(
+    (SELECT min(due) FROM greenconn.messages WHERE due IS NOT NULL),
+    (SELECT min(expires) FROM greenconn.messages
+        WHERE expires IS NOT NULL AND holder IS NULL AND due IS NULL),
+    (SELECT min(idle_until) FROM greenconn.queues WHERE idle_until IS NOT NULL)
+) - clock_timestamp())::float8"""
+_SURVEY: Final = f"""
+SELECT {_NEXT_DUE},
+EXISTS (SELECT 1 FROM greenconn.links WHERE lease_until <= now() AND number <> %b),
+ARRAY (
+    SELECT owner FROM greenconn.consumers WHERE owner <> %b
+    UNION SELECT owner FROM greenconn.queues WHERE owner IS NOT NULL AND owner <> %b
+)
+"""
+
+
+class Survey(NamedTuple):
+    """What there is to do, so that an idle link executes one statement to know it.
+
+    Attributes:
+        seconds: until something comes by time; None: nothing does.
+        has_ended: another link's lease has ended.
+        owners: the other links that have consumers or queues.
+    """
+
+    seconds: float | None
+    has_ended: bool
+    owners: Collection[str]
+
+
+def survey(session: Session, own: int, owner: str) -> Survey:
+    """Look for what there is to do, for the link *own* of *owner*."""
+    (row,) = session.fetch(_SURVEY, (own, owner, owner))
+    return Survey(*row)
+
+
 def next_due(session: Session) -> float | None:
     """Return the seconds until something comes by time; None: nothing does."""
-    ((seconds,),) = session.fetch(
-        "SELECT extract(epoch FROM least("
-        "(SELECT min(due) FROM greenconn.messages WHERE due IS NOT NULL), "
-        "(SELECT min(expires) FROM greenconn.messages "
-        "WHERE expires IS NOT NULL AND holder IS NULL AND due IS NULL), "
-        "(SELECT min(idle_until) FROM greenconn.queues WHERE idle_until IS NOT NULL)) "
-        "- clock_timestamp())::float8"
-    )
+    ((seconds,),) = session.fetch(f"SELECT {_NEXT_DUE}")
     return None if seconds is None else float(seconds)

@@ -324,15 +324,8 @@ class Queues:
 
     # -- links
 
-    def dead_owners(self, owners: Collection[str] | None = None) -> set[str]:
-        """Return the links that are dead, of *owners* or of all that have consumers or queues."""
-        if owners is None:
-            found = self._session.fetch(
-                "SELECT DISTINCT owner FROM greenconn.consumers WHERE owner <> %b "
-                "UNION SELECT owner FROM greenconn.queues WHERE owner IS NOT NULL AND owner <> %b",
-                (self._owner, self._owner),
-            )
-            owners = {owner for (owner,) in found}
+    def dead_owners(self, owners: Collection[str]) -> set[str]:
+        """Return those of *owners* whose links are dead."""
         if not owners:
             return set()
         # A living session holds its lock: where another one gets it, that session is dead.

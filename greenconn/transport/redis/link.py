@@ -295,7 +295,7 @@ class RedisLink(LeasedLink):
             while feed.under_way() and commands.lost is None:
                 commands.call(PING, NEVER)
 
-    def _wait_claims(self, deadline: Deadline) -> None:
+    def wait_claims(self, deadline: Deadline) -> None:
         leaving = set(self.consuming.leaving)
         for partition in {self.placement.of(feed.queue) for feed in leaving}:
             partition.commands.call(PING, deadline)
@@ -343,7 +343,7 @@ class RedisLink(LeasedLink):
 
     def _take_leave(self) -> None:
         # What these take goes back before the queues end that are this link's own, and others look.
-        self._wait_claims(NEVER)
+        self.wait_claims(NEVER)
         self.directory.close()
         self.settlements.repeat()
         self.settlements.wait_routed()

@@ -136,6 +136,35 @@ def test_who_is_killed_while_the_store_is_asked_is_not_counted_beside_others(
     assert other.connection.store.other_consumers("q") == 1
 
 
+def test_who_leaves_is_counted_until_the_store_has_what_a_claim_brings(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
+    """Else a single active consumer that follows would begin with what came after it."""
+    channel, other = channel_to(connect), channel_to(connect)
+    channel.queue_declare("q", arguments={"x-single-active-consumer": True})
+    tag = channel.basic_consume("q", sink=Sink())
+    claimed, may_go = Event(), Event()
+
+    def slow(method: str, argument: Any) -> None:
+        if method == "claim" and argument:
+            claimed.set()
+            may_go.wait(30)
+
+    fake_broker.after = slow
+    publish(other, "x")
+    assert claimed.wait(30)
+    channel.basic_cancel(tag)
+    for _ in range(10):
+        gevent.sleep(0)
+    assert other.connection.store.other_consumers("q") == 1
+    may_go.set()
+    channel.connection.catch_up()
+    assert other.connection.store.other_consumers("q") == 0
+    message = other.basic_get("q")
+    assert message is not None
+    assert message.body == "x"
+
+
 def test_get_passes_over_what_is_dead(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, delivery_limit=2, dead_letter_queue="dead")
     for name in ("q", "dead"):
