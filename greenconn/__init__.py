@@ -12,11 +12,29 @@ from typing import TYPE_CHECKING, Any
 from greenconn._version import VERSION, __version__, version_info, version_info_t
 
 if TYPE_CHECKING:
+    from greenconn import compression as compression
+    from greenconn import exceptions as exceptions
+    from greenconn import pools as pools
+    from greenconn import serialization as serialization
+    from greenconn import testing as testing
     from greenconn.common import Broadcast, eventloop
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
     from greenconn.entity import Exchange, Queue, SuperStream, binding
-    from greenconn.exceptions import AlreadyQueued
+    from greenconn.exceptions import (
+        AlreadyQueued,
+        BatchPublishError,
+        ConnectionBlocked,
+        DecodeError,
+        EncodeError,
+        OperationalError,
+        PublishNacked,
+        PublishRefused,
+        PublishTimeout,
+        RemoteError,
+        ReplyTimeout,
+        Unroutable,
+    )
     from greenconn.identity import uuid
     from greenconn.listeners import Listener, add_listener, remove_listener
     from greenconn.message import Message
@@ -44,25 +62,36 @@ __all__ = [
     "VERSION",
     "AlreadyQueued",
     "App",
+    "BatchPublishError",
     "Broadcast",
     "BrokerConnection",
     "Connection",
+    "ConnectionBlocked",
     "Consumer",
     "ConsumerGreenlet",
     "DeadLetter",
+    "DecodeError",
     "Discard",
+    "EncodeError",
     "Exchange",
     "FileOffsets",
     "Limit",
     "Listener",
     "Message",
+    "OperationalError",
     "Producer",
+    "PublishNacked",
+    "PublishRefused",
+    "PublishTimeout",
     "Queue",
     "QueueOffsets",
     "Rate",
+    "RemoteError",
+    "ReplyTimeout",
     "Retry",
     "RetryLater",
     "SuperStream",
+    "Unroutable",
     "__version__",
     "add_listener",
     "binding",
@@ -97,7 +126,20 @@ _NAMES = {
     "listeners": ("Listener", "add_listener", "remove_listener"),
     "message": ("Message",),
     "messaging": ("Consumer", "Producer"),
-    "exceptions": ("AlreadyQueued",),
+    "exceptions": (
+        "AlreadyQueued",
+        "BatchPublishError",
+        "ConnectionBlocked",
+        "DecodeError",
+        "EncodeError",
+        "OperationalError",
+        "PublishNacked",
+        "PublishRefused",
+        "PublishTimeout",
+        "RemoteError",
+        "ReplyTimeout",
+        "Unroutable",
+    ),
     "options": ("Limit", "Rate", "Retry"),
     "pools": ("connections", "producers"),
     "publishing": ("publish", "publish_many"),
@@ -113,15 +155,21 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
+#: Public modules that are loaded when they are first named, without an import of their own.
+_SUBMODULES = {
+    **{name: name for name in ("compression", "exceptions", "pools", "serialization", "testing")},
+    **{name: f"service.{name}" for name in ("health", "rpc")},
+}
+
 if not TYPE_CHECKING:  # or a type checker would let any name pass
 
     def __getattr__(name: str) -> Any:
-        if name in ("health", "rpc"):
-            return import_module(f"greenconn.service.{name}")
+        if name in _SUBMODULES:
+            return import_module(f"greenconn.{_SUBMODULES[name]}")
         if name not in _MODULES:
             raise AttributeError(f"module 'greenconn' has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"greenconn.{_MODULES[name]}"), name)
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*__all__, *_SUBMODULES, *(name for name in globals() if name[:2] == "__")})

@@ -14,6 +14,8 @@ from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias, TypeVar, overload
 
+from greenconn.signatures import signature_of_fields
+
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
@@ -354,6 +356,11 @@ class Record(_Immutable):
     Raises:
         TypeError: a name is not that of a field, or an argument is positional.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__init__ is Record.__init__:
+            cls.__signature__ = signature_of_fields(cls, cls.fields)  # type: ignore[attr-defined]
 
     def __init__(self, *args: object, **values: Any) -> None:
         if args:

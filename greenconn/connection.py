@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from inspect import signature
 from itertools import chain
 from math import inf
 from operator import attrgetter
@@ -55,6 +56,7 @@ from greenconn.session.broker import (
 )
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.session import Listeners, Session, SessionState, sessions_in_use
+from greenconn.signatures import shows
 from greenconn.transport import get_transport_cls
 from greenconn.transport.base import Factories, Link
 from greenconn.url import split_urls
@@ -310,6 +312,7 @@ class Connection:
     #: again, with its topology and its consumers restored.
     on_recovered: _Shared[Listeners] = _Shared(Listeners(), lambda session: session.on_recovered)
 
+    @shows(defaults=dict)
     def __init__(
         self,
         hostname: str | Iterable[str] | None = UNNAMED,
@@ -1450,6 +1453,12 @@ if TYPE_CHECKING:
         """The arguments of :class:`Connection`."""
 
         hostname: str | Iterable[str] | None
+
+
+def connection_defaults() -> dict[str, Any]:
+    """Return the defaults of the arguments of :class:`Connection`, by name."""
+    parameters = signature(Connection.__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 #: The names of the arguments of a connection.

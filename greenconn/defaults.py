@@ -27,17 +27,17 @@ from gevent import get_hub
 
 from greenconn.checks import check_keywords
 from greenconn.connection import ARGUMENTS as CONNECTION_ARGUMENTS
-from greenconn.connection import Connection
+from greenconn.connection import Connection, ConnectionArguments, connection_defaults
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.hub import PerHub, exit_deadline
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import DEFAULT_URL, Configuration, check_is_url
 from greenconn.session.session import OWN_CONNECTION
+from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.connection import ConnectionArguments
 
 logger = logging.getLogger("greenconn.defaults")
 
@@ -120,6 +120,7 @@ _others: PerHub[WeakSet[Connection]] = PerHub(WeakSet)
 _is_exit_watched = False
 
 
+@shows(ConnectionArguments, defaults=connection_defaults)
 def configure(
     url: str | None = None,
     *,

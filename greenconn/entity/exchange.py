@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 from greenconn.abstract import MaybeChannelBound, Object
 from greenconn.checks import check_keywords, check_names, check_tables
 from greenconn.encoding import plain_text
+from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.abc import Channel, ChannelOrConnection
 
-    class ExchangeArguments(TypedDict, total=False):
-        """The further arguments of :class:`Exchange`."""
 
-        arguments: dict[str, Any] | None
-        auto_delete: bool | None
-        delivery_mode: int | str | None
-        durable: bool | None
-        no_declare: bool | None
-        passive: bool | None
+class ExchangeArguments(TypedDict, total=False):
+    """The further arguments of :class:`Exchange`."""
+
+    arguments: dict[str, Any] | None
+    auto_delete: bool | None
+    delivery_mode: int | str | None
+    durable: bool | None
+    no_declare: bool | None
+    passive: bool | None
 
 
 TRANSIENT_DELIVERY_MODE: Final = 1
@@ -93,6 +95,7 @@ class Exchange(MaybeChannelBound):
         ("no_declare", bool),
     )
 
+    @shows(ExchangeArguments, defaults=lambda: vars(Exchange))
     def __init__(
         self,
         name: str | None = "",

@@ -13,6 +13,7 @@ from greenconn.entity.exchange import Exchange, name_of, pretty_bindings, shown
 from greenconn.exceptions import ContentDisallowed
 from greenconn.listeners import LISTENERS, DeliverEvent, url_of
 from greenconn.serialization import prepare_accept_content
+from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -22,44 +23,47 @@ if TYPE_CHECKING:
     from greenconn.checks import Seconds
     from greenconn.message import Message
 
-    class QueueOptions(TypedDict, total=False):
-        """The further arguments of queues of all kinds."""
 
-        binding_arguments: dict[str, Any] | None
-        consumer_arguments: dict[str, Any] | None
-        dead_letter: bool | str | None
-        durable: bool | None
-        exclusive: bool | None
-        expires: Seconds | None
-        max_length: int | None
-        max_length_bytes: int | None
-        max_priority: int | None
-        message_ttl: Seconds | None
-        no_ack: bool | None
-        no_declare: bool | None
-        queue_arguments: dict[str, Any] | None
+class QueueOptions(TypedDict, total=False):
+    """The further arguments of queues of all kinds."""
 
-    class QueueArguments(QueueOptions, total=False):
-        """The further arguments of :class:`Queue`."""
+    binding_arguments: dict[str, Any] | None
+    consumer_arguments: dict[str, Any] | None
+    dead_letter: bool | str | None
+    durable: bool | None
+    exclusive: bool | None
+    expires: Seconds | None
+    max_length: int | None
+    max_length_bytes: int | None
+    max_priority: int | None
+    message_ttl: Seconds | None
+    no_ack: bool | None
+    no_declare: bool | None
+    queue_arguments: dict[str, Any] | None
 
-        alias: str | None
-        auto_delete: bool | None
 
-    class FlatQueueArguments(QueueArguments, total=False):
-        """The arguments of :meth:`Queue.from_dict`."""
+class QueueArguments(QueueOptions, total=False):
+    """The further arguments of :class:`Queue`."""
 
-        binding_key: str | None
-        bindings: Iterable[Any] | None
-        delivery_mode: int | str | None
-        exchange: Any
-        exchange_arguments: dict[str, Any] | None
-        exchange_auto_delete: bool | None
-        exchange_durable: bool | None
-        exchange_type: str | None
-        on_declared: Callable[..., Any] | None
-        queue_auto_delete: bool | None
-        queue_durable: bool | None
-        routing_key: str | None
+    alias: str | None
+    auto_delete: bool | None
+
+
+class FlatQueueArguments(QueueArguments, total=False):
+    """The arguments of :meth:`Queue.from_dict`."""
+
+    binding_key: str | None
+    bindings: Iterable[Any] | None
+    delivery_mode: int | str | None
+    exchange: Any
+    exchange_arguments: dict[str, Any] | None
+    exchange_auto_delete: bool | None
+    exchange_durable: bool | None
+    exchange_type: str | None
+    on_declared: Callable[..., Any] | None
+    queue_auto_delete: bool | None
+    queue_durable: bool | None
+    routing_key: str | None
 
 
 #: What a queue's name gets for that of its dead letters.
@@ -146,6 +150,7 @@ class Queue(MaybeChannelBound):
         ("max_priority", int),
     )
 
+    @shows(QueueArguments, defaults=lambda: vars(Queue))
     def __init__(
         self,
         name: str | None = "",

@@ -47,15 +47,22 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS
-from greenconn.publishing.publisher import OutgoingMessage, Publisher, PublishOptions, Target
+from greenconn.publishing.publisher import (
+    DEFAULTS,
+    OutgoingMessage,
+    PublishArguments,
+    Publisher,
+    PublishOptions,
+    Target,
+)
 from greenconn.session.session import Session
+from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.abc import Channel
     from greenconn.limits.admission import Key, PublishClaims, Until
-    from greenconn.publishing.publisher import OutgoingMessage, PublishArguments
 
 #: Messages that are under way at once, and bytes in their bodies.
 WINDOW: Final = 1000
@@ -359,6 +366,7 @@ def _unsent(exc: Exception) -> Exception:
     return exc
 
 
+@shows(PublishArguments, defaults=lambda: DEFAULTS)
 def publish(
     target: Target | ShardedQueue,
     body: Any,
@@ -530,6 +538,7 @@ def _publish_claimed(
         claims.end([(message, error)])
 
 
+@shows(PublishArguments, defaults=lambda: DEFAULTS)
 def publish_many(
     target: Target | ShardedQueue,
     bodies: Iterable[Any],

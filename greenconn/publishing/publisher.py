@@ -106,6 +106,8 @@ class PublishArguments(MessageProperties, total=False):
     serializer: str | None
 
 
+#: The defaults of those that have one other than None.
+DEFAULTS: Final = {"mandatory": True}
 PROPERTIES: Final = MessageProperties.__optional_keys__
 KNOWN: Final = PublishArguments.__optional_keys__
 #: With *at*, the same call made later means another delay.

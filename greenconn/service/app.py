@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 import gevent
 
 from greenconn.checks import Seconds, check_keywords
-from greenconn.connection import Connection
+from greenconn.connection import Connection, ConnectionArguments, connection_defaults
 from greenconn.defaults import ARGUMENTS, check_limits, closed_at_exit
 from greenconn.entity.queue import Queue, ShardedQueue
 from greenconn.green.deadline import Deadline
@@ -46,11 +46,12 @@ from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import name_of, spawn
 from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
-from greenconn.publishing.publisher import Target
+from greenconn.publishing.publisher import DEFAULTS, PublishArguments, Target
 from greenconn.service.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
-from greenconn.service.rpc import call, check_server, spawn_server
+from greenconn.service.rpc import CALL_DEFAULTS, call, check_server, spawn_server
 from greenconn.session.broker import check_is_url
 from greenconn.session.session import Session, sessions_in_use
+from greenconn.signatures import shows
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
     check_consumer,
@@ -58,44 +59,50 @@ from greenconn.worker.consumer import (
     spawn_consumer,
     stop_all,
 )
-from greenconn.worker.options import QueueLike
+from greenconn.worker.options import (
+    AllArguments,
+    QueueLike,
+    ServerArguments,
+    option_defaults,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.connection import ConnectionArguments
     from greenconn.limits.admission import Until
-    from greenconn.publishing.publisher import PublishArguments
     from greenconn.testing import MemoryBroker
-    from greenconn.worker.options import ConsumerArguments, ServerArguments
 
-    class _PublishArguments(PublishArguments, total=False):
-        timeout: Seconds | None
 
-    class _PublishOneArguments(_PublishArguments, total=False):
-        debounce: str | None
-        transaction: Any
-        unique: str | None
-        until: Until | None
+class _PublishArguments(PublishArguments, total=False):
+    timeout: Seconds | None
 
-    class _PublishManyArguments(_PublishArguments, total=False):
-        debounce: Callable[[Any], str] | None
-        transaction: Any
-        unique: Callable[[Any], str] | None
-        until: Until | None
 
-    class _CallArguments(_PublishArguments, total=False):
-        accept: Iterable[str] | None
-        schema: object
+class _PublishOneArguments(_PublishArguments, total=False):
+    debounce: str | None
+    transaction: Any
+    unique: str | None
+    until: Until | None
 
-    class _ConsumerArguments(ConsumerArguments, total=False):
-        batch_interval: Seconds | None
-        batch_size: int | None
-        schema: object
 
-    class _ServerArguments(ServerArguments, total=False):
-        schema: object
-        serializer: str | None
+class _PublishManyArguments(_PublishArguments, total=False):
+    debounce: Callable[[Any], str] | None
+    transaction: Any
+    unique: Callable[[Any], str] | None
+    until: Until | None
+
+
+class _CallArguments(_PublishArguments, total=False):
+    accept: Iterable[str] | None
+    schema: object
+
+
+class _ConsumerArguments(AllArguments, total=False):
+    schema: object
+
+
+class _ServerArguments(ServerArguments, total=False):
+    schema: object
+    serializer: str | None
 
 
 logger = logging.getLogger("greenconn.shutdown")
@@ -170,6 +177,7 @@ class App:
         TypeError, ValueError, KeyError: the URL or an option is invalid.
     """
 
+    @shows(ConnectionArguments, defaults=connection_defaults)
     def __init__(
         self,
         url: str | None = None,
@@ -194,6 +202,7 @@ class App:
         where = "the default connection" if connection is None else connection.as_uri()
         return f"<App: {len(self._registrations)} consumers, {where}>"
 
+    @shows(ConnectionArguments, defaults=connection_defaults)
     def configure(
         self,
         url: str | None = None,
@@ -252,6 +261,7 @@ class App:
 
     # -- declaring
 
+    @shows(_ConsumerArguments, defaults=option_defaults)
     def consumer(
         self,
         queue: Queues,
@@ -278,6 +288,7 @@ class App:
             check_is_url("connection", connection)
         return self._registering(spawn_consumer, queue, options, connection)
 
+    @shows(_ServerArguments, defaults=lambda: {**option_defaults(), "on_error": "reject"})
     def rpc(self, queue: Queues, **options: Unpack[_ServerArguments]) -> Callable[[F], F]:
         """Return a decorator that declares a function as the RPC server of a queue.
 
@@ -445,6 +456,7 @@ class App:
 
     # -- publishing
 
+    @shows(_PublishOneArguments, defaults=lambda: {**DEFAULTS, "timeout": 30.0})
     def publish(
         self, target: AnyTarget, body: Any, **options: Unpack[_PublishOneArguments]
     ) -> None:
@@ -462,6 +474,7 @@ class App:
         with self._publishing(target, body, options):
             publish(target, body, connection=self.connection, **options)
 
+    @shows(_PublishManyArguments, defaults=lambda: {**DEFAULTS, "timeout": 30.0})
     def publish_many(
         self,
         target: AnyTarget,
@@ -484,6 +497,11 @@ class App:
         with self._publishing(target, bodies, options):
             return publish_many(target, bodies, connection=self.connection, **options)
 
+    @shows(
+        _CallArguments,
+        defaults=lambda: {**CALL_DEFAULTS, "timeout": 30.0},
+        without=("correlation_id", "reply_to"),
+    )
     def call(self, queue: QueueLike, body: Any, **options: Unpack[_CallArguments]) -> Any:
         """Call an RPC server and return its reply, as ``greenconn.rpc.call`` does.  May switch.
 

@@ -47,9 +47,11 @@ from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.publisher import (
+    DEFAULTS,
     SHORT,
     TRANSIENT,
     OutgoingMessage,
+    PublishArguments,
     Publisher,
     PublishOptions,
 )
@@ -57,17 +59,16 @@ from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.channels import begin_channel
 from greenconn.session.session import Session
+from greenconn.signatures import shows
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
-from greenconn.worker.options import CONSUMER_OPTIONS
+from greenconn.worker.options import CONSUMER_OPTIONS, ServerArguments, option_defaults
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.message import Message
-    from greenconn.publishing.publisher import PublishArguments
     from greenconn.transport.base import Link
-    from greenconn.worker.options import ServerArguments
 
 
 T = TypeVar("T")
@@ -82,6 +83,8 @@ ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data
 REPLY_TIMEOUT: Final = 30.0
 #: Options of ``spawn_consumer`` that a server does not support, because each request has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
+#: The defaults of the options of a request, but None.
+CALL_DEFAULTS: Final = {**DEFAULTS, "delivery_mode": "transient"}
 _SERVER_OPTIONS: Final = CONSUMER_OPTIONS.difference(NOT_FOR_SERVERS) | {"around", "serializer"}
 #: Callers for which a server keeps what their replies have in common.
 KEPT: Final = 1024
@@ -115,6 +118,7 @@ def call(
 ) -> Any: ...
 
 
+@shows(PublishArguments, defaults=lambda: CALL_DEFAULTS, without=("correlation_id", "reply_to"))
 def call(
     queue: str | Queue,
     body: Any,
@@ -183,6 +187,7 @@ def call(
     return result if convert is None else convert(result)
 
 
+@shows(ServerArguments, defaults=lambda: {**option_defaults(), "on_error": "reject"})
 def spawn_server(
     queue: str | Queue | Iterable[str | Queue],
     function: Callable[[Any], object],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from inspect import signature
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -18,14 +17,17 @@ from greenconn.exceptions import AMQPError, KombuError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
+from greenconn.signatures import shows
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
 from greenconn.worker.options import (
     CONSUMER_OPTIONS,
+    AllArguments,
     ConsumerOptions,
     Handler,
     OnError,
     QueueLike,
     checked_options,
+    option_defaults,
 )
 
 if TYPE_CHECKING:
@@ -474,6 +476,7 @@ def spawn_consumer(
 ) -> ConsumerGreenlet: ...
 
 
+@shows(AllArguments, defaults=option_defaults)
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
     handler: Handler,
@@ -655,12 +658,12 @@ def check_consumer(
         TypeError, ValueError: an argument is invalid.
     """
     check_keywords(called, options, CONSUMER_OPTIONS)
-    call = signature(spawn_consumer).bind(queue, handler, **options)
-    call.apply_defaults()
-    given = call.arguments
-    further = given.pop("consumer_args")
+    given: dict[str, Any] = {**(spawn_consumer.__kwdefaults__ or {}), "handler": handler}
     del given["connection"]
-    checked_options(given.pop("queue"), given, further)
+    further: dict[str, Any] = {}
+    for name, value in options.items():
+        (given if name in given else further)[name] = value
+    checked_options(queue, given, further)
 
 
 def stop_consumers(timeout: Seconds | None = None) -> bool:

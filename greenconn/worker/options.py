@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypedDict
 
 from greenconn.checks import (
@@ -85,6 +85,13 @@ class BatchArguments(ConsumerArguments):
 
     batch_size: int
     batch_interval: NotRequired[Seconds | None]
+
+
+class AllArguments(ConsumerArguments, total=False):
+    """The options of consumers of all kinds."""
+
+    batch_size: int | None
+    batch_interval: Seconds | None
 
 
 #: Minimum of the default prefetch count.
@@ -467,6 +474,12 @@ class ConsumerOptions:
 
 
 #: Names of the options of a consumer.
+def option_defaults() -> dict[str, Any]:
+    """Return the defaults of the options of consumers, by name."""
+    found = {each.name: each.default for each in fields(ConsumerOptions)}
+    return {name: default for name, default in found.items() if default is not MISSING}
+
+
 CONSUMER_OPTIONS: Final = frozenset(
     {"schema"} | BatchArguments.__optional_keys__ | BatchArguments.__required_keys__
 )

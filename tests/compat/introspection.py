@@ -134,7 +134,16 @@ def _calls(theirs: Callable[..., Any], ours: Any, *, by_python: bool = False) ->
         mine = list(inspect.signature(ours).parameters.values())
     except (TypeError, ValueError):
         return ""  # built in: it says nothing
+    if _takes_keywords(ours) and not any(each.kind is Parameter.VAR_KEYWORD for each in mine):
+        mine.append(Parameter("kwargs", Parameter.VAR_KEYWORD))  # each of which it shows by name
     return ", ".join(_problems(original, mine, by_python=by_python))
+
+
+def _takes_keywords(function: Any) -> bool:
+    """Return whether the code of a function, or of a class, has ``**kwargs``."""
+    called = getattr(function, "__init__") if isinstance(function, type) else function  # noqa: B009
+    code = getattr(called, "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_VARKEYWORDS)
 
 
 def _problems(

@@ -33,6 +33,19 @@ def test_the_extra_all_brings_all_that_users_may_want() -> None:
     assert set(found[1].split(",")) == extras - {"all", "test", "lint", "bench", "docs"}
 
 
+def test_dir_shows_what_is_public() -> None:
+    names = {name for name in dir(greenconn) if not name.startswith("__")}
+    assert names == {*greenconn.__all__, *greenconn._SUBMODULES} - {"__version__"}
+    for name in names:
+        assert getattr(greenconn, name) is not None
+
+
+def test_modules_need_no_import_of_their_own() -> None:
+    program = "import greenconn; print(greenconn.exceptions.Unroutable is greenconn.Unroutable)"
+    assert run(program).strip() == "True"
+    assert run("import greenconn; print(greenconn.testing.__name__)").strip() == "greenconn.testing"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'Conection'"):
         getattr(greenconn, "Conection")  # noqa: B009 - a type checker would see it
