@@ -1312,8 +1312,8 @@ class Torture(Listener):
                 links[lifecycle.session.life.link] = index
                 for worker in lifecycle.group.pool._idle:
                     worker.streak = 0
-        # In the order of the processes, whichever was served or has connected last: it is the order in
-        # which a restart of the broker ends their links, and so in which they come back.
+        # In the order of the processes, whichever was served or has connected last.  A restart of the
+        # broker ends their links in this order, in which they come back.
         for link in sorted(links, key=links.__getitem__):
             broker._broker.links.pop(link, None)
             broker._broker.links[link] = None

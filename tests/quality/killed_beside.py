@@ -26,15 +26,12 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 
-#: Handlers that a worker runs at once.
+#: Handlers that a worker runs at once; its programs name it, too.
 CONCURRENCY: Final = 10
-#: Seconds of a handler.
-WORK: Final = 0.5
 #: Seconds for a worker to begin.
 SOON: Final = 60.0
 
-_NOTE: Final = (
-    """
+_NOTE: Final = """
 import os, time
 
 def note(what, number):
@@ -44,11 +41,9 @@ def note(what, number):
 
 def work(number):
     note("begin", number)
-    time.sleep(%s)
+    time.sleep(0.5)
     note("end", number)
 """
-    % WORK
-)
 
 _CELERY: Final = (
     _NOTE
@@ -94,14 +89,13 @@ import greenconn
 
 app = greenconn.App(os.environ["URL"])
 
-@app.consumer(greenconn.Queue("killed"), concurrency=%d)
+@app.consumer(greenconn.Queue("killed"), concurrency=10)
 def handle(body, message):
     work(body)
 
 def send(count):
     app.publish_many(greenconn.Queue("killed"), range(count))
 """
-    % CONCURRENCY
 )
 
 
@@ -111,7 +105,7 @@ class Library(NamedTuple):
     title: str
     source: str
     command: list[str]
-    environment: dict[str, str] = {}  # noqa: RUF012 - never changed
+    environment: dict[str, str] = {}
 
 
 def _program(name: str) -> str:

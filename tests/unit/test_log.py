@@ -231,6 +231,6 @@ def test_what_is_not_known_of_a_message_is_left_out() -> None:
 
 @pytest.mark.pure
 def test_the_documentation_names_the_fields() -> None:
-    page = (ROOT / "docs" / "logging.rst").read_text()
+    page = (ROOT / "docs" / "observability.rst").read_text()
     table = page[page.index("field             ") :].partition("\n\n")[0]
     assert set(re.findall(r"^``(\w+)``", table, re.MULTILINE)) == FIELDS

@@ -582,7 +582,7 @@ ARRAY (
 
 
 class Survey(NamedTuple):
-    """What there is to do, so that an idle link executes one statement to know it.
+    """The work that is due, which an idle link looks for with one statement.
 
     Attributes:
         seconds: until something comes by time; None: nothing does.

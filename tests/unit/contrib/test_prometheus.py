@@ -260,7 +260,7 @@ def test_the_dashboard_shows_what_is_exported() -> None:
 
 
 def test_the_documentation_has_the_rules_and_the_metrics() -> None:
-    page = (ROOT / "docs" / "prometheus.rst").read_text()
+    page = (ROOT / "docs" / "observability.rst").read_text()
     rows = re.findall(r"^   \* - ``(Greenconn\w+)``\n     - (.+)\n     - (.+)$", page, re.MULTILINE)
     assert rows == [
         (
