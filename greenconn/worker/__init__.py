@@ -1,6 +1,11 @@
 """``greenconn.spawn_consumer``: a handler, called with each message of a queue."""
 
-from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer, stop_consumers
+from greenconn.worker.consumer import (
+    ConsumerGreenlet,
+    ConsumerStats,
+    spawn_consumer,
+    stop_consumers,
+)
 from greenconn.worker.dispatch import Interrupted
 from greenconn.worker.failures import DeadLetter, Discard, RetryLater, dead_letters
 from greenconn.worker.lifecycle import ConsumerState
@@ -9,6 +14,7 @@ from greenconn.worker.ordering import in_order
 __all__ = [
     "ConsumerGreenlet",
     "ConsumerState",
+    "ConsumerStats",
     "DeadLetter",
     "Discard",
     "Interrupted",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, overload
 
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     class Undeclared(Any):  # type: ignore[misc]  # it fits everywhere
         """The body of a handler that declares none."""
 
-    _Greenlet = Greenlet[..., dict[str, Any]]
+    _Greenlet = Greenlet[..., "ConsumerStats"]
 else:
     _Greenlet = Greenlet
 
@@ -54,6 +54,40 @@ REMEDY: Final = (
     "do it in that thread, for example with gevent.get_hub().loop.run_callback_threadsafe() of "
     "its hub"
 )
+
+
+class ConsumerStats(TypedDict):
+    """The state and the counters of a consumer.
+
+    Attributes:
+        state: the name of the current state.
+        received, handled: numbers of messages since the start, as all that follow.
+        failed: the handler raised, or the body could not be decoded.
+        discarded: the handler raised ``Discard``.
+        retried, rejected, requeued: what became of those that failed.
+        dropped: with ``no_ack``, received but never handled.
+        deferred: put back for a limit.
+        skipped: debounced: a later message took its place.
+        in_flight: messages that handlers have started and that are not settled.
+        concurrency, prefetch_count: the options of the consumer.
+        last_delivery_age: seconds since the last delivery; None before the first.
+    """
+
+    state: str
+    received: int
+    handled: int
+    failed: int
+    discarded: int
+    retried: int
+    rejected: int
+    requeued: int
+    dropped: int
+    deferred: int
+    skipped: int
+    in_flight: int
+    concurrency: int
+    prefetch_count: int
+    last_delivery_age: float | None
 
 
 class ConsumerGreenlet(_Greenlet):
@@ -104,7 +138,7 @@ class ConsumerGreenlet(_Greenlet):
     def __bool__(self) -> bool:
         return not self.ready()
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> ConsumerStats:
         self._has_begun = True
         lifecycle = self.lifecycle
         lifecycle.run()
@@ -245,7 +279,7 @@ class ConsumerGreenlet(_Greenlet):
         self._hub_affinity.check(self, REMEDY)
         super().join(in_seconds(timeout))
 
-    def get(self, block: bool = True, timeout: Seconds | None = None) -> dict[str, Any]:
+    def get(self, block: bool = True, timeout: Seconds | None = None) -> ConsumerStats:
         """Return the final :meth:`stats`, as ``gevent.Greenlet.get`` does.  May switch.
 
         Arguments:
@@ -256,7 +290,7 @@ class ConsumerGreenlet(_Greenlet):
             BaseException: the broker refused the consumer for good; the error is the broker's.
         """
         self._hub_affinity.check(self, REMEDY)
-        result: dict[str, Any] = super().get(block, in_seconds(timeout))
+        result: ConsumerStats = super().get(block, in_seconds(timeout))
         return result
 
     def kill(
@@ -288,19 +322,8 @@ class ConsumerGreenlet(_Greenlet):
         # Called by gevent.killall(): no greenlet has begun, but the consumer has, so throw() ends it.
         return self.ready()
 
-    def stats(self) -> dict[str, Any]:
-        """Return the state and the counters of the consumer.
-
-        Returns:
-            A dict with these keys.  ``state``: the name of the current state.  Numbers of messages since
-            the start: ``received``, ``handled``, ``failed`` (the handler raised, or the body could not
-            be decoded), ``discarded`` (the handler raised ``Discard``), ``retried``, ``rejected``,
-            ``requeued``, ``dropped`` (with ``no_ack``: received but never handled), ``deferred``
-            (put back for a limit), ``skipped`` (debounced: a later message took its place).
-            ``in_flight``: messages that handlers have started and that are not settled.
-            ``concurrency`` and ``prefetch_count``: the options of the consumer.
-            ``last_delivery_age``: seconds since the last delivery, None before the first.
-        """
+    def stats(self) -> ConsumerStats:
+        """Return the state and the counters of the consumer, a :class:`ConsumerStats`."""
         lifecycle = self.lifecycle
         handling, dispatcher = lifecycle.handling, lifecycle.dispatcher
         return {
@@ -359,7 +382,7 @@ class ConsumerFailure:
         addresses: addresses of the broker; see ``Broker.addresses``.
     """
 
-    def __init__(self, error: str, stats: dict[str, Any], addresses: Hashable, at: float) -> None:
+    def __init__(self, error: str, stats: ConsumerStats, addresses: Hashable, at: float) -> None:
         self.error = error
         self.stats = stats
         self.addresses = addresses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from time import monotonic
@@ -44,7 +44,7 @@ class Recorder(greenconn.Listener):
 
 
 def has(consumer: greenconn.ConsumerGreenlet, **numbers: int) -> bool:
-    stats = consumer.stats()
+    stats: Mapping[str, object] = consumer.stats()
     return all(stats[name] == number for name, number in numbers.items())
 
 

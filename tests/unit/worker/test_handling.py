@@ -67,7 +67,8 @@ def count(consumer: ConsumerGreenlet, **expected: int) -> None:
     """Wait until the consumer's numbers are these."""
 
     def numbers() -> dict[str, Any]:
-        return {name: consumer.stats()[name] for name in expected}
+        stats: dict[str, Any] = {**consumer.stats()}
+        return {name: stats[name] for name in expected}
 
     until(lambda: numbers() == expected)
 

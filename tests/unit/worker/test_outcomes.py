@@ -107,7 +107,7 @@ def run(handler: Callable[..., Any], **options: Any) -> dict[str, Any]:
     consumer = greenconn.spawn_consumer("q", handler, **options)
     until(lambda: consumer.stats()["received"] == 1 and consumer.stats()["in_flight"] == 0, SOON)
     assert consumer.stop(SOON)
-    stats: dict[str, Any] = consumer.get()
+    stats: dict[str, Any] = {**consumer.get()}
     return {
         name: stats[name] for name in ("failed", "discarded", "retried", "rejected", "requeued")
     }
