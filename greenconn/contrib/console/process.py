@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.service.app import App
 
-#: Handlers that are shown.
+#: Handlers that are shown, and functions of each, the innermost first.
 MOST: Final = 500
+PLACES: Final = 3
+#: Files of the library that call a handler.
+_CALLERS: Final = ("greenconn/listeners.py", "worker/handling.py", "worker/ordering.py")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class RunningHandler:
     def place(self) -> str:
         """The place in the code where it waits."""
         frame = self.greenlet.gr_frame
-        return "runs now" if frame is None else place_of(frame)
+        if frame is None:
+            return "runs now"
+        places = place_of(frame).split(" < ")
+        own = takewhile(lambda each: not each.startswith(_CALLERS), places)
+        return " < ".join(list(own)[:PLACES] or places[:1])
 
 
 class HandlerWatch(Listener):
@@ -74,7 +82,15 @@ class HandlerWatch(Listener):
         # One whose greenlet has ended was killed, and its end was not notified.
         for key in [key for key, (_, runner, _) in self._running.items() if runner.dead]:
             del self._running[key]
-        return [RunningHandler(*each) for each in list(self._running.values())[:MOST]]
+        # A schedule holds its token until it is due; the page of schedules shows when.
+        waiting = {
+            queue
+            for each in running_consumers()
+            if (own := periodic_calls(each)) is not None and not own.is_calling
+            for queue in queue_names(each)
+        }
+        found = (each for each in list(self._running.values()) if each[0].queue not in waiting)
+        return [RunningHandler(*each) for each in islice(found, MOST)]
 
     def interrupt(self, key: str) -> RunningHandler | None:
         """Interrupt the handler with this key, and return it; None: it does not run any more."""
