@@ -39,9 +39,9 @@ TABLE_WORKS: dict[str, Work] = {
 
 
 _STATEMENTS: dict[str, Figure] = {
-    "consume": Figure("statements", "the same, statements a message", ""),
-    "queues": Figure("statements", "the same, statements a message", ""),
-    "idle": Figure("statements", "the same, statements a minute", ""),
+    "consume": Figure("statements", "the same: statements", "a message"),
+    "queues": Figure("statements", "the same: statements", "a message"),
+    "idle": Figure("statements", "the same: statements", "a minute"),
 }
 #: Where the server counts its statements.
 POSTGRESQL_WORKS: dict[str, Work] = {
