@@ -1,4 +1,4 @@
-"""Version 1 of the tables of a broker in PostgreSQL."""
+"""The tables of a broker in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from greenconn.contrib.django.migrations import MigrateSchema
 
 
 class Migration(migrations.Migration):
-    """Creates them."""
+    """Creates the tables, what limits and unique messages share, and the procedure that publishes."""
 
     initial = True
 
     dependencies = ()
 
-    operations = (MigrateSchema(1),)
+    operations = (MigrateSchema(1), MigrateSchema(2), MigrateSchema(3))
