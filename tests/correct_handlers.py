@@ -33,6 +33,7 @@ class Correct:
         reset: begins a history.
         faults: those that may occur.
         seconds: by the clock, which pass after the messages were handled.
+        close: ends what is open, after the last history.
     """
 
     messages: list[tuple[str, Any]]
@@ -40,6 +41,7 @@ class Correct:
     reset: Callable[[], object]
     faults: tuple[str, ...] = field(default=FAULTS)
     seconds: float = 0.0
+    close: Callable[[], object] = bool
 
 
 Program = Callable[[App, World], Correct]
@@ -210,7 +212,9 @@ def in_transaction(app: App, world: World) -> Correct:
         with engine.begin() as connection:
             connection.execute(table.delete())
 
-    return Correct([("orders", {"id": 1}), ("orders", {"id": 2})], check, reset)
+    return Correct(
+        [("orders", {"id": 1}), ("orders", {"id": 2})], check, reset, close=engine.dispose
+    )
 
 
 @correct
@@ -337,7 +341,7 @@ def row_and_outbox(app: App, world: World) -> Correct:
             connection.execute(orders.delete())
         world.clear()
 
-    return Correct([("orders", {"id": 1})], check, reset)
+    return Correct([("orders", {"id": 1})], check, reset, close=engine.dispose)
 
 
 @correct

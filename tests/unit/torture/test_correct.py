@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 
 import pytest
@@ -15,8 +17,9 @@ from tests.worlds import World
 SLOW = {"row_and_outbox", "each_minute"}
 
 
-def tortured(name: str, histories: int, replay: str | None = None) -> Torture:
-    """Return a torture test of a program."""
+@contextmanager
+def tortured(name: str, histories: int, replay: str | None = None) -> Iterator[Torture]:
+    """Give a torture test of a program."""
     app, world = App(), World()
     program = PROGRAMS[name](app, world)
     run = torture(
@@ -32,14 +35,17 @@ def tortured(name: str, histories: int, replay: str | None = None) -> Torture:
     if program.seconds:
         run.advance(program.seconds)
     run.check(program.check)
-    return run
+    yield run
+    program.close()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_alarm(name: str, long: bool) -> None:
-    histories = 100_000 if long and name not in SLOW else 3000 if long else 300
-    run = tortured(name, histories)
-    report = run.explore()
+    histories = (
+        100_000 if long and name not in SLOW else 3000 if long else 100 if name in SLOW else 300
+    )
+    with tortured(name, histories) as run:
+        report = run.explore()
     print(report, f"{report.histories / report.seconds:.0f}/s")
     assert report.histories == histories or report.is_complete
 
@@ -54,18 +60,19 @@ def test_no_alarm(name: str, long: bool) -> None:
     ],
 )
 def test_what_was_found(name: str, history: str) -> None:
-    assert tortured(name, 1, history).explore().calls > 1
+    with tortured(name, 1, history) as run:
+        assert run.explore().calls > 1
 
 
 def test_a_history_is_the_same_whatever_was_run_before() -> None:
-    run, draw = tortured("in_order_by_key", 1), Random(3)
+    draw = Random(3)
     stories: dict[History, list[str]] = {}
 
     def told(history: History) -> Outcome:
         run._story = stories[history] = []
         return run._run(history)
 
-    with run._quiet():
+    with tortured("in_order_by_key", 1) as run, run._quiet():
         first = History((1, 2, 3))
         found = [(first, told(first))]
         while len(found) < 60:
