@@ -54,6 +54,7 @@ linkcheck_retries = 3
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_logo = html_favicon = "static/logo.svg"
 html_title = f"greenconn {version}"
 html_show_sourcelink = False
 highlight_language = "none"
