@@ -75,7 +75,7 @@ def test_a_history_is_the_same_whatever_was_run_before() -> None:
     with tortured("in_order_by_key", 1) as run, run._quiet():
         first = History((1, 2, 3))
         found = [(first, told(first))]
-        while len(found) < 60:
+        while len(found) < 40:
             run._close()  # the next one has a new broker
             history, outcome = draw.choice(found)
             faults = list(run._extensions(history, outcome))
