@@ -47,6 +47,8 @@ AHEAD: Final = 20
 LEASE: Final = 2.0
 #: Seconds that a process may take to start or to stop.
 SOON: Final = 60.0
+#: Seconds after which a fault comes although nothing was handled since the one before.
+RECOVERY: Final = 10.0
 #: Handlers of a key that may run at the same time, and how many may begin in a second and at once.
 PLACES: Final = 2
 RATE: Final = 25.0
@@ -635,13 +637,19 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.processes):
             group.start()
         next_at = changed_at = monotonic() + options.interval
-        before = 0
+        before = at_fault = 0
         while checker.handled < options.messages:
             if checker.sent < options.messages and checker.sent - checker.handled < AHEAD * PORTION:
                 checker.publish(task, connection)
-            if monotonic() >= next_at and checker.handled < 0.95 * options.messages:
+            # Where faults come faster than processes recover from them, nothing would ever be handled.
+            has_recovered = checker.handled > at_fault or monotonic() - next_at > RECOVERY
+            if (
+                monotonic() >= next_at
+                and has_recovered
+                and checker.handled < 0.95 * options.messages
+            ):
                 group.disturb()
-                next_at = monotonic() + options.interval
+                next_at, at_fault = monotonic() + options.interval, checker.handled
             group.tick()
             checker.follow(file)
             if checker.handled != before:
