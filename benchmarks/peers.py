@@ -38,7 +38,7 @@ def feed(line: Line, each: str, *queues: str) -> None:
     """Send *each* messages to each queue, in turn."""
     body, properties = json.dumps(BODY).encode(), Properties.encode(**JSON)
     turn = b"".join(publish(queue, body, properties) for queue in queues)
-    _wait()
+    wait_go()
     for _ in range(int(each)):
         line.socket.sendall(turn)
     _until_killed()
@@ -47,7 +47,7 @@ def feed(line: Line, each: str, *queues: str) -> None:
 def tick(line: Line, count: str, queue: str) -> None:
     """Send *count* messages that say when they left, with pauses."""
     properties = Properties.encode(**JSON)
-    _wait()
+    wait_go()
     for _ in range(int(count)):
         sleep(PAUSE)
         line.publish(queue, json.dumps({"sent": monotonic_ns()}).encode(), properties)
@@ -58,7 +58,7 @@ def stream(line: Line, count: str, queue: str, rate: str) -> None:
     """Send *count* messages that say when they were due, *rate* a second; 0: as fast as possible."""
     properties = Properties.encode(**JSON)
     pause = 1e9 / float(rate) if float(rate) else 0.0
-    _wait()
+    wait_go()
     began, sent, total = monotonic_ns(), 0, int(count)
     while sent < total:
         now = monotonic_ns()
@@ -74,7 +74,8 @@ def stream(line: Line, count: str, queue: str, rate: str) -> None:
     _until_killed()
 
 
-def _wait() -> None:
+def wait_go() -> None:
+    """Say that all is ready, and wait for the word to begin."""
     print("ready", flush=True)
     sys.stdin.readline()
 

@@ -13,6 +13,7 @@ from benchmarks.clock import Clock, Figures, p50
 from benchmarks.redis.kombu_api import RedisApi
 from benchmarks.redis.stage import Stage
 from benchmarks.rivals.greenconn_works import Counter
+from benchmarks.rivals.kombu_api import latencies
 from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
 from benchmarks.stage import BODY
 from greenconn import spawn_consumer
@@ -78,7 +79,7 @@ class Works(RedisApi):
     def latency(self, count: int) -> Figures:
         """``spawn_consumer``."""
         (source,) = self.stage.sources(1)
-        took, callback = self.latencies(count)
+        took, callback = latencies()
         counter = Counter(count)
 
         def handler(body: Any, message: Any) -> None:

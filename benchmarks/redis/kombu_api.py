@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic_ns, perf_counter
+from time import perf_counter
 from typing import Any
 
 from benchmarks.clock import Clock, Figures, p99
@@ -123,13 +123,3 @@ class RedisApi:
             consumer = connection.Consumer(queues, callbacks=[callback], prefetch_count=PREFETCH)
             consumer.consume()
             return work(connection)
-
-    def latencies(self, count: int) -> tuple[list[float], Callable[[Any, Any], None]]:
-        """A list of seconds, and the callback that fills it."""
-        took: list[float] = []
-
-        def callback(body: Any, message: Any) -> None:
-            took.append((monotonic_ns() - body["sent"]) / 1e9)
-            message.ack()
-
-        return took, callback

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import Any
 
 import kombu
@@ -11,6 +10,7 @@ import kombu.pools
 from benchmarks.clock import Clock, Figures, p50
 from benchmarks.redis.kombu_api import RedisApi
 from benchmarks.redis.stage import Stage
+from benchmarks.rivals.kombu_api import drain, latencies
 from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
 
 
@@ -28,13 +28,8 @@ class Works(RedisApi):
         """The same, and nothing comes for *count* seconds."""
 
         def work(connection: Any) -> Clock:
-            end = monotonic() + count
             with Clock() as clock:
-                while (left := end - monotonic()) > 0:
-                    try:
-                        connection.drain_events(timeout=left)
-                    except TimeoutError:
-                        pass
+                drain(connection, count)
             return clock
 
         sources = self.stage.sources(CONSUMERS)
@@ -44,7 +39,7 @@ class Works(RedisApi):
     def latency(self, count: int) -> Figures:
         """A consumer that drains."""
         (source,) = self.stage.sources(1)
-        took, callback = self.latencies(count)
+        took, callback = latencies()
         ticker = self.stage.peer("tick", str(count), source)
 
         def work(connection: Any) -> Clock:

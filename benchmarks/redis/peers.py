@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from time import monotonic_ns, sleep
 
-from benchmarks.peers import PAUSE
+from benchmarks.peers import PAUSE, wait_go
 from benchmarks.redis.envelopes import envelope
 from benchmarks.redis.line import Line, command
 from benchmarks.stage import BODY
@@ -21,7 +21,7 @@ def feed(line: Line, each: str, *queues: str) -> None:
         b"".join(command("LPUSH", queue, envelope(BODY, queue)) for queue in queues)
         for _ in range(int(each))
     ]
-    _wait()
+    wait_go()
     for turn in turns:
         line.send(turn)
         line.lines(len(queues))
@@ -29,16 +29,11 @@ def feed(line: Line, each: str, *queues: str) -> None:
 
 def tick(line: Line, count: str, queue: str) -> None:
     """Send *count* messages that say when they left, with pauses."""
-    _wait()
+    wait_go()
     for _ in range(int(count)):
         sleep(PAUSE)
         line.send(command("LPUSH", queue, envelope({"sent": monotonic_ns()}, queue)))
         line.lines(1)
-
-
-def _wait() -> None:
-    print("ready", flush=True)
-    sys.stdin.readline()
 
 
 ROLES: dict[str, Callable[..., None]] = {"feed": feed, "tick": tick}

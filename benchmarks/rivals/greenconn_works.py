@@ -14,7 +14,7 @@ import greenconn
 import greenconn.pools
 from benchmarks.clock import Clock, Figures, p50
 from benchmarks.memory import Growth
-from benchmarks.rivals.kombu_api import KombuApi, many
+from benchmarks.rivals.kombu_api import KombuApi, latencies, many
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, Stage
 from greenconn import spawn_consumer
@@ -130,7 +130,7 @@ class Works(KombuApi):
 
     def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
         (source,) = self.stage.sources(1)
-        took, callback = self.latencies(count)
+        took, callback = latencies()
         counter = Counter(count)
 
         def handler(body: Any, message: Any) -> None:

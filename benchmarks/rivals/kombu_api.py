@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from time import monotonic_ns, perf_counter
+from contextlib import AbstractContextManager, suppress
+from time import monotonic, monotonic_ns, perf_counter
 from typing import Any
 
 import gevent
@@ -224,15 +224,42 @@ class KombuApi:
                 connection.close()
         return clock.per(count)
 
-    def latencies(self, count: int) -> tuple[list[float], Callable[[Any, Any], None]]:
-        """A list of seconds, and the callback that fills it."""
-        took: list[float] = []
 
-        def callback(body: Any, message: Any) -> None:
-            took.append((monotonic_ns() - body["sent"]) / 1e9)
-            message.ack()
+def latencies() -> tuple[list[float], Callable[[Any, Any], None]]:
+    """Return a list of seconds, and the callback that fills it."""
+    took: list[float] = []
 
-        return took, callback
+    def callback(body: Any, message: Any) -> None:
+        took.append((monotonic_ns() - body["sent"]) / 1e9)
+        message.ack()
+
+    return took, callback
+
+
+def listen(
+    api: Any, url: str, source: str, count: int, go: Callable[[], None]
+) -> tuple[Clock, list[float]]:
+    """Consume *count* messages that say when they left, and return how long each was under way.
+
+    Arguments:
+        go: has the sender begin.
+    """
+    took, callback = latencies()
+    with api.Connection(url) as connection:
+        queue = api.Queue(source, no_declare=True)
+        with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
+            go()
+            while len(took) < count:
+                connection.drain_events(timeout=TIMEOUT)
+    return clock, took
+
+
+def drain(connection: Any, seconds: float) -> None:
+    """Drain events for so many seconds.  May switch."""
+    end = monotonic() + seconds
+    while (left := end - monotonic()) > 0:
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=left)
 
 
 def many(greenlets: int, count: int, function: Callable[[], None]) -> int:

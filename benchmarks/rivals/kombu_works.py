@@ -13,7 +13,7 @@ import kombu.pools
 from gevent.event import AsyncResult
 
 from benchmarks.clock import Clock, Figures, p50
-from benchmarks.rivals.kombu_api import KombuApi, many
+from benchmarks.rivals.kombu_api import KombuApi, listen, many
 from benchmarks.rivals.shape import CALLERS, TIMEOUT
 from benchmarks.stage import BODY, Stage
 
@@ -113,12 +113,5 @@ class Works(KombuApi):
 
     def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
         (source,) = self.stage.sources(1)
-        took, callback = self.latencies(count)
         ticker = self.stage.peer(role, str(count), source, *arguments)
-        with self.api.Connection(self.url) as connection:
-            queue = self.api.Queue(source, no_declare=True)
-            with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
-                self.stage.go(ticker)
-                while len(took) < count:
-                    connection.drain_events(timeout=TIMEOUT)
-        return clock, took
+        return listen(kombu, self.url, source, count, lambda: self.stage.go(ticker))

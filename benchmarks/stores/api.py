@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic, monotonic_ns
 from typing import Any
 
 from benchmarks.clock import Clock, Figures, p50, p99
-from benchmarks.rivals.kombu_api import many
+from benchmarks.rivals.kombu_api import drain, listen, many
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
@@ -87,18 +86,17 @@ class StoreApi:
     def consume(self, count: int) -> Figures:
         """Prefetch 100, each message acknowledged."""
         source = self.stage.source(count)
-        return self._consume([source], count, lambda: None, is_filled=True)
+        return self._consume([source], count)
 
     def queues(self, count: int) -> Figures:
         """One Consumer of 1,000 queues, to which another process publishes."""
         each = max(1, count // CONSUMERS)
         sources = [self.stage.source(0) for _ in range(CONSUMERS)]
         feeder = self.stage.peer("feed", self.api.__name__, str(each), *sources)
-        return self._consume(sources, each * CONSUMERS, lambda: self.stage.go(feeder))
+        return self._consume(sources, each * CONSUMERS, feeder)
 
-    def _consume(
-        self, sources: list[str], count: int, go: Callable[[], None], *, is_filled: bool = False
-    ) -> Figures:
+    def _consume(self, sources: list[str], count: int, feeder: Any = None) -> Figures:
+        """Consume what is in queues, or what *feeder* publishes to them."""
         seen = 0
 
         def callback(body: Any, message: Any) -> None:
@@ -109,12 +107,13 @@ class StoreApi:
         with self.api.Connection(self.url) as connection:
             queues = [self.api.Queue(each, no_declare=True) for each in sources]
             consumer = connection.Consumer(queues, callbacks=[callback], prefetch_count=PREFETCH)
-            if not is_filled:
+            if feeder is not None:
                 consumer.consume()
             with self.stage.counting() as counted, Clock() as clock:
-                if is_filled:
+                if feeder is None:
                     consumer.consume()
-                go()
+                else:
+                    self.stage.go(feeder)
                 while seen < count:
                     connection.drain_events(timeout=TIMEOUT)
                 self.stage.wait_empty(sources[-1])
@@ -123,21 +122,9 @@ class StoreApi:
 
     def latency(self, count: int) -> Figures:
         """A consumer that waits, and another process that publishes now and then."""
-        (source,) = (self.stage.source(0),)
-        took: list[float] = []
-
-        def callback(body: Any, message: Any) -> None:
-            took.append((monotonic_ns() - body["sent"]) / 1e9)
-            message.ack()
-
-        arguments = (self.api.__name__, str(count), str(TICK), source)
-        ticker = self.stage.peer("tick", *arguments)
-        with self.api.Connection(self.url) as connection:
-            queue = self.api.Queue(source, no_declare=True)
-            with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
-                self.stage.go(ticker)
-                while len(took) < count:
-                    connection.drain_events(timeout=TIMEOUT)
+        source = self.stage.source(0)
+        ticker = self.stage.peer("tick", self.api.__name__, str(count), str(TICK), source)
+        clock, took = listen(self.api, self.url, source, count, lambda: self.stage.go(ticker))
         return clock.per(count, p50=p50(took) / 1e3, p99=p99(took))
 
     def idle(self, count: int) -> Figures:
@@ -146,20 +133,12 @@ class StoreApi:
         with self.api.Connection(self.url) as connection:
             queue = self.api.Queue(source, no_declare=True)
             with connection.Consumer([queue], callbacks=[print]):
-                self._drain(connection, 2.0)  # for what the first look does
+                drain(connection, 2.0)  # for what the first look does
                 with self.stage.counting() as counted, Clock() as clock:
-                    self._drain(connection, IDLE)
+                    drain(connection, IDLE)
         figures = clock.per(1)
         return {
             **figures,
             "core": 100 * figures["cpu"] / figures["wall"],
             **counted.per(IDLE / 60),
         }
-
-    def _drain(self, connection: Any, seconds: float) -> None:
-        end = monotonic() + seconds
-        while (left := end - monotonic()) > 0:
-            try:
-                connection.drain_events(timeout=left)
-            except TimeoutError:
-                return

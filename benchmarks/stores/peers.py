@@ -10,8 +10,8 @@ import importlib
 import sys
 from collections.abc import Callable
 from time import monotonic_ns, sleep
-from typing import Any
 
+from benchmarks.peers import wait_go
 from benchmarks.stage import BODY
 
 
@@ -19,7 +19,8 @@ def tick(url: str, api: str, count: str, pause: str, queue: str) -> None:
     """Send *count* messages that say when they left, with *pause* seconds between two."""
     with importlib.import_module(api).Connection(url) as connection:
         producer = connection.Producer()
-        _wait(connection)
+        connection.connect()
+        wait_go()
         for _ in range(int(count)):
             sleep(float(pause))
             producer.publish({"sent": monotonic_ns()}, routing_key=queue)
@@ -29,16 +30,11 @@ def feed(url: str, api: str, each: str, *queues: str) -> None:
     """Send *each* messages to each queue, in turn."""
     with importlib.import_module(api).Connection(url) as connection:
         producer = connection.Producer()
-        _wait(connection)
+        connection.connect()
+        wait_go()
         for _ in range(int(each)):
             for queue in queues:
                 producer.publish(BODY, routing_key=queue)
-
-
-def _wait(connection: Any) -> None:
-    connection.connect()
-    print("ready", flush=True)
-    sys.stdin.readline()
 
 
 ROLES: dict[str, Callable[..., None]] = {"feed": feed, "tick": tick}

@@ -39,11 +39,11 @@ class Stage(TableStage):
 
     def _statements(self) -> float:
         """The statements so far, without those that have the mark of this class."""
-        row = self._database.execute(
-            f"{_MARK} SELECT sum(calls) FROM pg_stat_statements WHERE query NOT LIKE %s",
+        ((count,),) = self._database.execute(
+            f"{_MARK} SELECT coalesce(sum(calls), 0) FROM pg_stat_statements WHERE query NOT LIKE %s",
             (f"%{_MARK}%",),
-        ).fetchone()
-        return float((row or (0,))[0] or 0)
+        ).fetchall()
+        return float(count)
 
     def clear(self) -> None:
         """End the other sides, and delete all messages."""
