@@ -233,7 +233,7 @@ def _greenlets() -> Iterator[str]:
         if each is not current and (each.gr_frame is None or not _is_of(each, hub)):
             continue  # it has not begun, or is another thread's
         frame = None if each is current else each.gr_frame
-        place = "runs this" if frame is None else place_of(frame)
+        place = "runs this" if frame is None else " < ".join(places_of(frame))
         found[f"{getattr(each, 'name', None) or 'a greenlet'}: {place}"] += 1
     yield f"greenlets: {sum(found.values())}"
     for text, count in found.most_common():
@@ -256,7 +256,7 @@ def _is_of(each: greenlet, hub: greenlet) -> bool:
     return parent is not None
 
 
-def place_of(frame: FrameType) -> str:
+def places_of(frame: FrameType) -> list[str]:
     """Return where a greenlet waits: the innermost frame that says why, and those that called it."""
     places: list[str] = []
     at: FrameType | None = frame
@@ -266,4 +266,4 @@ def place_of(frame: FrameType) -> str:
             folder, _, name = code.co_filename.rpartition("/")
             places.append(f"{folder.rpartition('/')[2]}/{name}:{at.f_lineno} {code.co_name}")
         at = at.f_back
-    return " < ".join(places) or f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return places or [f"{frame.f_code.co_filename}:{frame.f_lineno}"]

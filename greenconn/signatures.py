@@ -57,6 +57,11 @@ def shows(
     return show
 
 
+def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of the named keyword arguments of a function, by name."""
+    return {**(getattr(function, "__kwdefaults__", None) or {})}
+
+
 def signature_of_fields(cls: type, fields: Iterable[str]) -> ShownSignature:
     """Return the signature of a class whose arguments are its fields, each of which has a default."""
 

@@ -347,7 +347,6 @@ class LeasedLink(BrokerLink):
         Raises:
             TimeoutError: they were not over before the deadline.
         """
-        """Wait for the ends of the claims of queues that have no consumer any more.  May switch."""
 
     def wait_settled(self, deadline: Deadline) -> None:
         """Return when all acks and rejects up to now have left.  May switch.

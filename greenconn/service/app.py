@@ -48,10 +48,17 @@ from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.publisher import DEFAULTS, PublishArguments, Target
 from greenconn.service.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
-from greenconn.service.rpc import CALL_DEFAULTS, call, check_server, spawn_server
+from greenconn.service.rpc import (
+    CALL_DEFAULTS,
+    CORRELATION,
+    call,
+    check_server,
+    server_defaults,
+    spawn_server,
+)
 from greenconn.session.broker import check_is_url
 from greenconn.session.session import Session, sessions_in_use
-from greenconn.signatures import shows
+from greenconn.signatures import keyword_defaults, shows
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
     check_consumer,
@@ -288,7 +295,7 @@ class App:
             check_is_url("connection", connection)
         return self._registering(spawn_consumer, queue, options, connection)
 
-    @shows(_ServerArguments, defaults=lambda: {**option_defaults(), "on_error": "reject"})
+    @shows(_ServerArguments, defaults=server_defaults)
     def rpc(self, queue: Queues, **options: Unpack[_ServerArguments]) -> Callable[[F], F]:
         """Return a decorator that declares a function as the RPC server of a queue.
 
@@ -456,7 +463,7 @@ class App:
 
     # -- publishing
 
-    @shows(_PublishOneArguments, defaults=lambda: {**DEFAULTS, "timeout": 30.0})
+    @shows(_PublishOneArguments, defaults=lambda: {**DEFAULTS, **keyword_defaults(publish)})
     def publish(
         self, target: AnyTarget, body: Any, **options: Unpack[_PublishOneArguments]
     ) -> None:
@@ -474,7 +481,7 @@ class App:
         with self._publishing(target, body, options):
             publish(target, body, connection=self.connection, **options)
 
-    @shows(_PublishManyArguments, defaults=lambda: {**DEFAULTS, "timeout": 30.0})
+    @shows(_PublishManyArguments, defaults=lambda: {**DEFAULTS, **keyword_defaults(publish_many)})
     def publish_many(
         self,
         target: AnyTarget,
@@ -499,8 +506,8 @@ class App:
 
     @shows(
         _CallArguments,
-        defaults=lambda: {**CALL_DEFAULTS, "timeout": 30.0},
-        without=("correlation_id", "reply_to"),
+        defaults=lambda: {**CALL_DEFAULTS, **keyword_defaults(call)},
+        without=CORRELATION,
     )
     def call(self, queue: QueueLike, body: Any, **options: Unpack[_CallArguments]) -> Any:
         """Call an RPC server and return its reply, as ``greenconn.rpc.call`` does.  May switch.

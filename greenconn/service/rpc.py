@@ -83,6 +83,8 @@ ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data
 REPLY_TIMEOUT: Final = 30.0
 #: Options of ``spawn_consumer`` that a server does not support, because each request has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
+#: Options of a publish by which replies are correlated.
+CORRELATION: Final = ("correlation_id", "reply_to")
 #: The defaults of the options of a request, but None.
 CALL_DEFAULTS: Final = {**DEFAULTS, "delivery_mode": "transient"}
 _SERVER_OPTIONS: Final = CONSUMER_OPTIONS.difference(NOT_FOR_SERVERS) | {"around", "serializer"}
@@ -90,6 +92,11 @@ _SERVER_OPTIONS: Final = CONSUMER_OPTIONS.difference(NOT_FOR_SERVERS) | {"around
 KEPT: Final = 1024
 #: The target of all replies: their routing key is the name of a queue.
 _DEFAULT_EXCHANGE: Final = Exchange("")
+
+
+def server_defaults() -> dict[str, Any]:
+    """Return the defaults of the options of servers, by name."""
+    return {**option_defaults(), **_with_on_error({})}
 
 
 @overload
@@ -118,7 +125,7 @@ def call(
 ) -> Any: ...
 
 
-@shows(PublishArguments, defaults=lambda: CALL_DEFAULTS, without=("correlation_id", "reply_to"))
+@shows(PublishArguments, defaults=lambda: CALL_DEFAULTS, without=CORRELATION)
 def call(
     queue: str | Queue,
     body: Any,
@@ -173,7 +180,7 @@ def call(
     if not isinstance(queue, (str, Queue)):
         raise TypeError(f"queue must be the name of a queue, or a Queue, got {queue!r}")
     if options:
-        for name in ("correlation_id", "reply_to"):
+        for name in CORRELATION:
             if name in options:
                 raise TypeError(f"call has no option {name!r}: replies are correlated by it")
     convert = None if schema is None else reply_converter_of(schema)
@@ -187,7 +194,7 @@ def call(
     return result if convert is None else convert(result)
 
 
-@shows(ServerArguments, defaults=lambda: {**option_defaults(), "on_error": "reject"})
+@shows(ServerArguments, defaults=server_defaults)
 def spawn_server(
     queue: str | Queue | Iterable[str | Queue],
     function: Callable[[Any], object],

@@ -17,7 +17,7 @@ from greenconn.exceptions import AMQPError, KombuError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
-from greenconn.signatures import shows
+from greenconn.signatures import keyword_defaults, shows
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
 from greenconn.worker.options import (
     CONSUMER_OPTIONS,
@@ -681,7 +681,7 @@ def check_consumer(
         TypeError, ValueError: an argument is invalid.
     """
     check_keywords(called, options, CONSUMER_OPTIONS)
-    given: dict[str, Any] = {**(spawn_consumer.__kwdefaults__ or {}), "handler": handler}
+    given = {**keyword_defaults(spawn_consumer), "handler": handler}
     del given["connection"]
     further: dict[str, Any] = {}
     for name, value in options.items():

@@ -12,7 +12,7 @@ from gevent import getcurrent
 from greenlet import greenlet
 
 from greenconn.contrib.console.broker import queue_names
-from greenconn.debug import place_of
+from greenconn.debug import places_of
 from greenconn.listeners import DeliverEvent, HandledEvent, Listener
 from greenconn.service.periodic import periodic_calls
 from greenconn.worker.consumer import ConsumerGreenlet, running_consumers
@@ -20,6 +20,7 @@ from greenconn.worker.consumer import ConsumerGreenlet, running_consumers
 if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.service.app import App
+    from greenconn.service.periodic import PeriodicCalls
 
 #: Handlers that are shown, and functions of each, the innermost first.
 MOST: Final = 500
@@ -58,7 +59,7 @@ class RunningHandler:
         frame = self.greenlet.gr_frame
         if frame is None:
             return "runs now"
-        places = place_of(frame).split(" < ")
+        places = places_of(frame)
         own = takewhile(lambda each: not each.startswith(_CALLERS), places)
         return " < ".join(list(own)[:PLACES] or places[:1])
 
@@ -85,8 +86,8 @@ class HandlerWatch(Listener):
         # A schedule holds its token until it is due; the page of schedules shows when.
         waiting = {
             queue
-            for each in running_consumers()
-            if (own := periodic_calls(each)) is not None and not own.is_calling
+            for each, calls in _schedule_consumers()
+            if not calls.is_calling
             for queue in queue_names(each)
         }
         found = (each for each in list(self._running.values()) if each[0].queue not in waiting)
@@ -127,11 +128,16 @@ class ScheduleRow:
     state: str
 
 
+def _schedule_consumers() -> Iterator[tuple[ConsumerGreenlet, PeriodicCalls]]:
+    for each in running_consumers():
+        calls = periodic_calls(each)
+        if calls is not None:
+            yield each, calls
+
+
 def schedules(app: App | None) -> Iterator[ScheduleRow]:
     """Yield the schedules of an application, by name."""
-    calls = {
-        own.name: own for each in running_consumers() if (own := periodic_calls(each)) is not None
-    }
+    calls = {own.name: own for _, own in _schedule_consumers()}
     declared = {} if app is None else app.schedules
     for name, schedule in sorted(declared.items()):
         own = calls.get(name)
