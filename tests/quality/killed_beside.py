@@ -43,6 +43,10 @@ def work(number):
     note("begin", number)
     time.sleep(0.5)
     note("end", number)
+
+def send(count):
+    for number in range(count):
+        publish(number)
 """
 
 _CELERY: Final = (
@@ -57,9 +61,7 @@ app.conf.task_acks_late = app.conf.task_reject_on_worker_lost = bool(os.environ.
 def handle(number):
     work(number)
 
-def send(count):
-    for number in range(count):
-        handle.delay(number)
+publish = handle.delay
 """
 )
 _DRAMATIQ: Final = (
@@ -77,9 +79,7 @@ dramatiq.set_broker(broker)
 def handle(number):
     work(number)
 
-def send(count):
-    for number in range(count):
-        handle.send(number)
+publish = handle.send
 """
 )
 _GREENCONN: Final = (
@@ -93,8 +93,8 @@ app = greenconn.App(os.environ["URL"])
 def handle(body, message):
     work(body)
 
-def send(count):
-    app.publish_many(greenconn.Queue("killed"), range(count))
+def publish(number):
+    app.publish(greenconn.Queue("killed"), number)
 """
 )
 
@@ -112,18 +112,16 @@ def _program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
+_CELERY_WORKER: Final = Library(
+    "Celery",
+    _CELERY,
+    [_program("celery"), "-A", "worker", "worker", "-P", "gevent", "-c", str(CONCURRENCY)],
+)
 LIBRARIES: Final = [
     Library("greenconn", _GREENCONN, [_program("greenconn"), "run", "worker"]),
-    Library(
-        "Celery",
-        _CELERY,
-        [_program("celery"), "-A", "worker", "worker", "-P", "gevent", "-c", str(CONCURRENCY)],
-    ),
-    Library(
-        "Celery, task_acks_late and task_reject_on_worker_lost",
-        _CELERY,
-        [_program("celery"), "-A", "worker", "worker", "-P", "gevent", "-c", str(CONCURRENCY)],
-        {"LATE": "1"},
+    _CELERY_WORKER,
+    _CELERY_WORKER._replace(
+        title="Celery, task_acks_late and task_reject_on_worker_lost", environment={"LATE": "1"}
     ),
     Library(
         "Dramatiq",

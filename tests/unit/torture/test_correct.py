@@ -41,9 +41,8 @@ def tortured(name: str, histories: int, replay: str | None = None) -> Iterator[T
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_alarm(name: str, long: bool) -> None:
-    histories = (
-        100_000 if long and name not in SLOW else 3000 if long else 100 if name in SLOW else 300
-    )
+    few, many = (100, 3000) if name in SLOW else (300, 100_000)
+    histories = many if long else few
     with tortured(name, histories) as run:
         report = run.explore()
     print(report, f"{report.histories / report.seconds:.0f}/s")
