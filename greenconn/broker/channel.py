@@ -7,7 +7,7 @@ shared by all its channels.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from functools import wraps
 from operator import attrgetter
 from typing import (
@@ -475,6 +475,15 @@ class StoreChannel(StdChannel, Generic[L]):
         directory = self.connection.directory
         directory.settle()
         return directory.names()
+
+    def count_queues(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """Return the numbers of waiting messages and of consumers of queues.  May switch.
+
+        One that has ended has none, or is left out.  This does not count as a use of the queues.
+        """
+        directory = self.connection.directory
+        directory.settle()
+        return directory.counts(names)
 
     def list_bindings(self) -> Iterator[tuple[str, str, str]]:
         """Yield ``(queue, exchange, routing key)`` for each binding of a queue."""

@@ -294,6 +294,10 @@ class Store(ABC):
     def size(self, name: str) -> int:
         """Return the number of messages that wait in a queue, perhaps approximately."""
 
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """Return :meth:`size` and :meth:`other_consumers` of queues; one that ended may be left out."""
+        return {name: (self.size(name), self.other_consumers(name)) for name in names}
+
     # -- messages
 
     @abstractmethod

@@ -361,8 +361,8 @@ class QueueStore(ABC):
         """Store *declared* unless another client was faster; return what is stored."""
 
     @abstractmethod
-    def counts(self, name: str) -> tuple[int, int]:
-        """Return the numbers of a queue's waiting messages and consumers."""
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """Return the numbers of waiting messages and of consumers of queues; some may have ended."""
 
     def names(self) -> Collection[str] | None:
         """Return the names of the queues that exist; None: the broker cannot list them."""
@@ -568,9 +568,12 @@ class Directory:
 
     # -- use and its end
 
-    def counts(self, name: str) -> tuple[int, int]:
-        """Return the numbers of a queue's waiting messages and consumers.  May switch."""
-        return self._queues.counts(name)
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """Return the numbers of waiting messages and of consumers of queues.  May switch.
+
+        One that has ended has none, or is left out.
+        """
+        return self._queues.counts(names)
 
     def purge(self, name: str) -> int:
         """Drop the messages that wait in a queue, and return how many there were.  May switch."""
@@ -629,12 +632,13 @@ class StoredQueues(QueueStore):
         self._known.remember(name, kept)
         return kept
 
-    def counts(self, name: str) -> tuple[int, int]:
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
         link = self._link
-        size = link.ask("counting messages", link.store.size, name)
-        others = link.ask("counting consumers", link.store.other_consumers, name)
-        feed = link.feeds.get(name)
-        return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
+        counts = dict(link.ask("counting messages", link.store.counts, names))
+        for name in counts.keys() & link.feeds.keys():
+            size, others = counts[name]
+            counts[name] = size, others + len(link.feeds[name].consumers)
+        return counts
 
     def names(self) -> Collection[str] | None:
         return self._link.ask("listing queues", self._link.store.queue_names)

@@ -90,7 +90,11 @@ class QueueReader:
             raise ValueError(
                 f"{self._connection.transport.driver_name} cannot list its queues: name them"
             ) from None
-        return [self._seen(QueueFigures(name=each)) for each in names if self._matches(each)]
+        counts = self._open_channel().count_queues([each for each in names if self._matches(each)])
+        return [
+            QueueFigures(name=name, ready=ready, consumers=consumers)
+            for name, (ready, consumers) in counts.items()
+        ]
 
     def _reports(self) -> Sequence[Mapping[str, Any]]:
         try:

@@ -460,3 +460,23 @@ def test_queues_are_listed(side: Side) -> None:
     assert listed == sorted(set(listed))
     assert {empty, full} <= set(listed)
     assert gone not in listed
+
+
+def test_queues_are_counted_together(side: Side) -> None:
+    if side.kind == "amqp":
+        pytest.skip("RabbitMQ lists their counts by its management API")
+    channel = side.channel()
+    empty, full, gone = side.queue(channel), side.queue(channel), side.queue(channel)
+    consumed, mine = side.queue(channel), side.queue(channel, exclusive=True)
+    for _ in range(2):
+        side.send(channel, "x", "", full)
+    for queue in (consumed, mine):
+        channel.basic_consume(queue, callback=lambda message: None)
+    channel.queue_delete(gone)
+    wanted = {empty: (0, 0), full: (2, 0), gone: (0, 0), consumed: (0, 1), mine: (0, 1)}
+
+    def counts() -> dict[str, tuple[int, int]]:
+        found = channel.count_queues(list(wanted))
+        return {name: found.get(name, (0, 0)) for name in wanted}
+
+    until(lambda: counts() == wanted)

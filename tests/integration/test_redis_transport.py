@@ -500,7 +500,7 @@ def test_consumers_come_and_go(connect: Connect, long: bool) -> None:
             gevent.sleep(0.01)
     link = connection.connection
     assert list(link.feeds) == ["q"]
-    assert link.directory.counts("q") == (0, 1)
+    assert link.directory.counts(["q"]) == {"q": (0, 1)}
 
 
 def test_dead_letters_without_an_exchange(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from gevent import get_hub
@@ -240,9 +240,10 @@ class MemoryQueues(QueueStore):
     def touch(self, name: str) -> None:
         self._broker.queues[name].touch()
 
-    def counts(self, name: str) -> tuple[int, int]:
-        queue = self._broker.queues[name]
-        return len(queue), len(queue.consumers)
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        queues = self._broker.queues
+        found = {name: queues[name] for name in names if name in queues}
+        return {name: (len(queue), len(queue.consumers)) for name, queue in found.items()}
 
     def purge(self, name: str) -> int:
         return self._broker.queues[name].purge()

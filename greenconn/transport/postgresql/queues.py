@@ -243,17 +243,22 @@ class Queues:
                 "DELETE FROM greenconn.messages WHERE queue = %b AND due IS NOT NULL", (row.id,)
             )
 
-    def size(self, name: str) -> int:
-        """Return the number of messages that wait and have not expired."""
-        ((count, dead),) = self._session.fetch(
-            "SELECT (SELECT count(*) FROM greenconn.messages m WHERE m.queue = q.id "
+    def counts(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
+        """Return the numbers of messages that wait and of consumers on other links.
+
+        Messages that have expired are not counted, and a queue that has ended is left out.
+        """
+        found = self._session.fetch(
+            "SELECT name, (SELECT count(*) FROM greenconn.messages m WHERE m.queue = q.id "
             "AND holder IS NULL AND due IS NULL), "
             "(SELECT count(*) FROM greenconn.messages m WHERE m.queue = q.id "
-            "AND holder IS NULL AND due IS NULL AND expires IS NOT NULL AND expires <= now()) "
-            "FROM greenconn.queues q WHERE name = %b",
-            (name,),
-        ) or [(0, 0)]
-        return int(count - dead)
+            "AND holder IS NULL AND due IS NULL AND expires IS NOT NULL AND expires <= now()), "
+            "(SELECT coalesce(sum(count), 0)::int8 FROM greenconn.consumers c "
+            "WHERE c.queue = q.id AND c.owner <> %b) "
+            "FROM greenconn.queues q WHERE name = ANY (%b::text[])",
+            (self._owner, list(names)),
+        )
+        return {name: (count - dead, others) for name, count, dead, others in found}
 
     # -- consumers
 

@@ -357,8 +357,11 @@ class RedisQueues(QueueStore):
             commands.call(pack(b"HDEL", key, *dead), what="consuming")
         return bool(dead)
 
-    def counts(self, name: str) -> tuple[int, int]:
-        """Return the numbers of a queue's waiting messages and consumers.  May switch."""
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        return {name: self._counts_of(name) for name in names}
+
+    def _counts_of(self, name: str) -> tuple[int, int]:
+        """Return the numbers of a queue's waiting messages and consumers."""
         commands = self._at(name).commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
         what = f"counting messages of queue {name!r}"

@@ -404,6 +404,12 @@ class SqliteStore(Store):
     def size(self, name: str) -> int:
         return int(self._database.read(self._database.queues.size, name))
 
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        found: Mapping[str, tuple[int, int]] = self._database.read(
+            self._database.queues.counts, names, self.owner
+        )
+        return found
+
     # -- messages
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:

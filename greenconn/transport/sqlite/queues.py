@@ -531,6 +531,14 @@ class Queues:
         ).fetchone()
         return int(count)
 
+    def counts(
+        self, db: sqlite3.Connection, names: Collection[str], owner: str
+    ) -> dict[str, tuple[int, int]]:
+        """Return the numbers of messages that wait, and of consumers on other links, of queues."""
+        return {
+            name: (self.size(db, name), self.other_consumers(db, name, owner)) for name in names
+        }
+
 
 # -- links
 def check_registered(db: sqlite3.Connection, owner: str) -> None:
