@@ -191,12 +191,13 @@ def test_workers_of_gunicorn_that_were_preloaded(
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("kind", ["amqp", "sqlite", "postgresql"])
 @pytest.mark.parametrize("runner", ["greenconn run", "gunicorn"])
 def test_processes_hear_what_was_sent_while_they_were_away(
-    amqp_url: str, unique: str, runner: str
+    request: pytest.FixtureRequest, unique: str, runner: str, kind: str
 ) -> None:
     """The queues have the same names in each life: those of host and slot."""
-    with hearing(amqp_url, unique, is_kept=True) as heard:
+    with hearing(request.getfixturevalue(f"{kind}_url"), unique, is_kept=True) as heard:
         for life in range(2):
             messages = [f"{life} {n}" for n in range(10)]
             if life:
