@@ -18,6 +18,7 @@ from tests.brokers.fetching import NoBroker, Programs, cache_folder, locked, mak
 __all__ = [
     "NoBroker",
     "Programs",
+    "find_axe",
     "find_beanstalkd",
     "find_faketime",
     "find_pgbouncer",
@@ -37,6 +38,7 @@ RABBITMQ_FOLDERS = (
 )
 REDIS_PROGRAMS = ("redis-server", "valkey-server")
 POUCHDB = "pouchdb-server@4.2.0"
+AXE = "axe-core@4.14.1"
 #: Where Debian has the modules of Node, npm among them.
 NODE_MODULES = "usr/share/nodejs"
 
@@ -149,20 +151,36 @@ def find_faketime(scratch: Path) -> Path:
 def find_pouchdb(scratch: Path) -> tuple[Programs, Path]:
     """Find pouchdb-server in the cache, or fetch it from npm; takes up to a minute.  May switch.
 
-    Two processes that look for it at once fetch it once.
-
     Returns:
         Node, and the program that it is to run.
 
     Raises:
         NoBroker: it is not to be had.
     """
-    root = cache_folder(scratch) / POUCHDB
+    node, root = _module(POUCHDB, scratch)
+    return node, root / "node_modules/pouchdb-server/bin/pouchdb-server"
+
+
+def find_axe(scratch: Path) -> Path:
+    """Find the script of axe-core, which checks a page's accessibility, or fetch it.  May switch.
+
+    Raises:
+        NoBroker: it is not to be had.
+    """
+    return _module(AXE, scratch)[1] / "node_modules/axe-core/axe.min.js"
+
+
+def _module(package: str, scratch: Path) -> tuple[Programs, Path]:
+    """Return Node, and the folder of a module of npm's, from the cache or fetched now.  May switch.
+
+    Two processes that look for it at once fetch it once.
+    """
+    root = cache_folder(scratch) / package
     node, npm = _node(scratch)
 
     def install(folder: Path) -> None:
         options = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-        command = [*npm, "install", "--prefix", str(folder), *options, POUCHDB]
+        command = [*npm, "install", "--prefix", str(folder), *options, package]
         modules = {} if node.root is None else {"NODE_PATH": str(node.root / NODE_MODULES)}
         run(command, cwd=folder, env={**node.libraries(), **modules})
 
@@ -170,7 +188,7 @@ def find_pouchdb(scratch: Path) -> tuple[Programs, Path]:
         with locked(root):
             if not root.is_dir():
                 make(root, install)
-    return node, root / "node_modules/pouchdb-server/bin/pouchdb-server"
+    return node, root
 
 
 def _node(scratch: Path) -> tuple[Programs, list[str]]:

@@ -19,6 +19,7 @@ from gevent.pywsgi import WSGIServer
 import greenconn
 from greenconn import App, Connection, Queue
 from greenconn.contrib.console import Console
+from tests.brokers.packages import NoBroker, find_axe
 from tests.browser import Browser, browsing, find_chromium
 from tests.fix_wires import until
 
@@ -26,6 +27,11 @@ SOON = 30.0
 #: Where pictures of the pages are written, if it is set.
 PICTURES = os.environ.get("GREENCONN_TEST_PICTURES")
 PAGES = ("", "dead", "handlers", "schedules", "connections", "jobs")
+#: The rules of WCAG and of good practice that a page breaks, each with the elements.
+VIOLATIONS = """
+axe.run().then(found => found.violations.map(
+  rule => [rule.id, rule.impact, rule.nodes.slice(0, 3).map(node => node.html.slice(0, 200))]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +100,21 @@ class Shop:
                 return 0
 
 
-@pytest.fixture(params=["redis", "sqlite"])
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script of axe."""
+    try:
+        return find_axe(tmp_path_factory.mktemp("axe"))
+    except NoBroker as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(params=["amqp", "redis", "sqlite"])
 def shop(request: pytest.FixtureRequest, unique: str, tmp_path: Path) -> Iterator[Shop]:
     """It, over each broker in turn."""
     url = f"sqlite:///{tmp_path}/shop.db"
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
+    if request.param != "sqlite":
+        url = request.getfixturevalue(f"{request.param}_url")
     shop = Shop(url, unique)
     yield shop
     shop.app.stop(SOON)
@@ -214,56 +229,17 @@ def test_nothing_of_a_message_runs(shop: Shop, page: Browser) -> None:
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_pages_fit_the_screen(shop: Shop, page: Browser, width: int, dark: bool) -> None:
+def test_pages_fit_the_screen_and_are_accessible(
+    shop: Shop, page: Browser, axe: Path, width: int, dark: bool
+) -> None:
     shop.fail(5)
     page.set_screen(width, 844, dark=dark)
     addresses = (*PAGES, f"queue?name={shop.dead}", f"dead/letters?name={shop.dead}")
     for address in addresses:
         page.open(shop.home + address)
         assert page.run("document.documentElement.scrollWidth") <= width, address
-        assert page.run(LOW_CONTRAST) == [], address
-        assert page.run(UNNAMED) == [], address
+        page.run(axe.read_text())
+        assert page.run(VIOLATIONS) == [], address
         if PICTURES:
             name = (address.partition("?")[0] or "queues").replace("/", "-")
             page.picture(Path(PICTURES, f"{name}-{width}-{'dark' if dark else 'light'}.png"))
-
-
-#: Texts whose contrast to what is behind them is below that of AA (WCAG 2.2, 1.4.3).
-LOW_CONTRAST = """(() => {
-  const power = (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  const channel = (value) => power(value / 255);
-  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const behind = (element) => {
-    for (let each = element; each; each = each.parentElement) {
-      const found = parse(getComputedStyle(each).backgroundColor);
-      if (found.length === 3 || found[3] === 1) return found;
-    }
-    return [255, 255, 255];
-  };
-  const bad = [];
-  for (const element of document.body.querySelectorAll("*")) {
-    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    const hidden = element.matches(".hidden, .skip, :disabled") || !element.getClientRects().length;
-    if (!own || hidden) continue;
-    const style = getComputedStyle(element);
-    const [one, two] = [light(parse(style.color)), light(behind(element))];
-    const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
-    const large = parseFloat(style.fontSize) >= 24 ||
-      (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
-    const text = `${element.tagName} ${element.innerText.slice(0, 30)} ${ratio.toFixed(2)}`;
-    if (ratio < (large ? 3 : 4.5)) bad.push(text);
-  }
-  return bad;
-})()"""
-#: Elements of a form, links and buttons without a name for those who do not see them.
-UNNAMED = """(() => {
-  const bad = [];
-  const kinds = "a[href], button, input:not([type=hidden]), select, textarea";
-  for (const each of document.querySelectorAll(kinds)) {
-    const labels = each.labels && each.labels[0]?.textContent;
-    const label = each.getAttribute("aria-label") || each.textContent || labels;
-    if (!label || !label.trim()) bad.push(each.outerHTML.slice(0, 80));
-  }
-  return bad;
-})()"""

@@ -45,6 +45,24 @@ def as_html(value: Any) -> Html:
     return Html(escape(visible(str(value))))
 
 
+def table(label: str, head: str, rows: Html, name: str | None = None) -> Html:
+    """Return a table that scrolls by itself where the screen is narrow, also by the keyboard.
+
+    Arguments:
+        label: says what it shows, to those who do not see it.
+        head: the cells of its head, which are HTML.
+        name: its id in the page.
+    """
+    return html(
+        '<div class="scroll" role="region" aria-label="{label}" tabindex="0"{name}>'
+        "<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>",
+        label=label,
+        name=None if name is None else html(' id="{name}"', name=name),
+        head=Html(head),
+        rows=rows,
+    )
+
+
 def join(parts: Iterable[Html], between: str = "") -> Html:
     """Return HTML that was made in parts."""
     return Html(between.join(parts))

@@ -37,6 +37,7 @@ from greenconn.contrib.console.markup import (
     shortened,
     span,
     sparkline,
+    table,
 )
 from greenconn.contrib.console.process import (
     HandlerWatch,
@@ -386,14 +387,9 @@ class Pages:
             (
                 _snapshot_alert(snapshot),
                 summary,
-                html(
-                    '<table id="queues"><caption class="hidden">Queues</caption>'
-                    "<thead>{head}</thead><tbody>{body}</tbody></table>{none}{pager}",
-                    head=head,
-                    body=body,
-                    none=None if shown else _empty("No queue fits.", "none"),
-                    pager=_pager(request, rows, pages),
-                ),
+                table("Queues", head, body, "queues"),
+                Html("") if shown else _empty("No queue fits.", "none"),
+                _pager(request, rows, pages),
             )
         )
 
@@ -500,10 +496,12 @@ class Pages:
             queue=name,
         )
         return html(
-            "<h2>Consumers of this process</h2><table><thead><tr><th>Consumer</th><th>Handler</th>"
-            '<th>State</th><th class="num">Running</th></tr></thead><tbody>{rows}</tbody></table>'
-            "{button}",
-            rows=rows,
+            "<h2>Consumers of this process</h2>{table}{button}",
+            table=table(
+                "Consumers of this process",
+                '<th>Consumer</th><th>Handler</th><th>State</th><th class="num">Running</th>',
+                rows,
+            ),
             button=button,
         )
 
@@ -592,7 +590,9 @@ class Pages:
                 text = json.dumps(masked, indent=2, default=repr, ensure_ascii=False)
         except RecursionError:
             text = repr(message.body)
-        return html('<pre class="body"><code>{text}</code></pre>', text=shortened(text, length))
+        return html(
+            '<pre class="body" tabindex="0"><code>{text}</code></pre>', text=shortened(text, length)
+        )
 
     # -- dead letters
 
@@ -655,10 +655,13 @@ class Pages:
         if peek.waiting > len(peek.messages):
             sample = f"Of the oldest {len(peek.messages):,}."
         return html(
-            '<table><thead><tr><th>Error</th><th>Queue and handler</th><th class="num">Letters</th>'
-            '<th class="num opt">Attempts</th><th class="opt">First failure</th>'
-            "</tr></thead><tbody>{rows}</tbody></table>{sample}",
-            rows=rows,
+            "{table}{sample}",
+            table=table(
+                f"Errors of {name}",
+                '<th>Error</th><th>Queue and handler</th><th class="num">Letters</th>'
+                '<th class="num opt">Attempts</th><th class="opt">First failure</th>',
+                rows,
+            ),
             sample=html('<p class="hint">{text}</p>', text=sample) if sample else None,
         )
 
@@ -740,12 +743,13 @@ class Pages:
             )
             for key, each in group.letters
         )
+        every = '<input type="checkbox" class="every" hidden aria-label="choose all">'
+        if not request.allowed & {"retry", "delete"}:
+            every = ""
         return html(
             '<section class="card"><h2>{error} <span class="count">{count}</span></h2>'
             '<p class="text">{queue} {handler}</p><form method="post" class="letters">'
-            '{hidden}<table><thead><tr><td class="check">{every}</td><th>Text</th>'
-            '<th class="num">Attempts</th><th class="opt">First failure</th></tr></thead>'
-            "<tbody>{rows}</tbody></table>{buttons}</form></section>",
+            "{hidden}{table}{buttons}</form></section>",
             error=_error_name(first),
             count=number(len(group.letters)),
             queue=html("queue <b><bdi>{queue}</bdi></b>", queue=group.queue)
@@ -753,10 +757,12 @@ class Pages:
             else None,
             handler=self._handler_of(first),
             hidden=_hidden(name=name, back=request.same(), **group.query),
-            every=Html('<input type="checkbox" class="every" hidden aria-label="choose all">')
-            if request.allowed & {"retry", "delete"}
-            else None,
-            rows=rows,
+            table=table(
+                " ".join(filter(None, (_error_name(first), group.reason, group.queue))),
+                f'<td class="check">{every}</td><th>Text</th>'
+                '<th class="num">Attempts</th><th class="opt">First failure</th>',
+                rows,
+            ),
             buttons=self._group_buttons(request, group),
         )
 
@@ -831,7 +837,7 @@ class Pages:
                 about=_definitions([each for each in rows if each[1] is not None]),
             ),
             html(
-                '<h2>Traceback</h2><pre class="traceback"><code>{text}</code></pre>',
+                '<h2>Traceback</h2><pre class="traceback" tabindex="0"><code>{text}</code></pre>',
                 text=masked_text(letter.traceback),
             )
             if letter.traceback
@@ -916,17 +922,17 @@ class Pages:
             )
             for each in running
         )
-        table = html(
-            '<table><thead><tr><th>Queue</th><th>Handler</th><th class="num">Running for</th>'
-            '<th class="opt">Message</th><th class="opt">Waits at</th><td></td></tr></thead>'
-            "<tbody>{rows}</tbody></table>",
-            rows=rows,
+        handlers = table(
+            "Handlers running now",
+            '<th>Queue</th><th>Handler</th><th class="num">Running for</th>'
+            '<th class="opt">Message</th><th class="opt">Waits at</th><td></td>',
+            rows,
         )
         none = _empty("No handler of this process runs.")
         return html(
             '<div id="running">{table}</div><h2>Consumers of this process</h2>'
             '<div id="consumers">{consumers}</div>',
-            table=table if running else none,
+            table=handlers if running else none,
             consumers=self._consumers(),
         )
 
@@ -954,11 +960,12 @@ class Pages:
             )
             for each in found
         )
-        return html(
-            '<table><thead><tr><th>Consumer</th><th>State</th><th class="num">Running</th>'
+        return table(
+            "Consumers of this process",
+            '<th>Consumer</th><th>State</th><th class="num">Running</th>'
             '<th class="num">Handled</th><th class="num">Failed</th><th class="num opt">Retried</th>'
-            '<th class="num opt">Last delivery</th></tr></thead><tbody>{rows}</tbody></table>',
-            rows=rows,
+            '<th class="num opt">Last delivery</th>',
+            rows,
         )
 
     def _consumers_elsewhere(self) -> Html:
@@ -978,10 +985,12 @@ class Pages:
             for queue, where, tag, prefetch in found[:ROWS]
         )
         return html(
-            "<h2>Consumers of all processes</h2><table><thead><tr><th>Queue</th><th>Connection</th>"
-            '<th class="opt">Tag</th><th class="num">Prefetch</th></tr></thead><tbody>{rows}</tbody>'
-            "</table>{more}",
-            rows=rows,
+            "<h2>Consumers of all processes</h2>{table}{more}",
+            table=table(
+                "Consumers of all processes",
+                '<th>Queue</th><th>Connection</th><th class="opt">Tag</th><th class="num">Prefetch</th>',
+                rows,
+            ),
             more=html('<p class="hint">And {count} more.</p>', count=number(len(found) - ROWS))
             if len(found) > ROWS
             else None,
@@ -1003,11 +1012,11 @@ class Pages:
             for each in schedules(self._app)
         )
         content = (
-            html(
-                "<table><thead><tr><th>Schedule</th><th>When</th><th>Next call</th>"
-                '<th class="opt">Last call here</th><th>This process</th><td></td></tr></thead>'
-                "<tbody>{rows}</tbody></table>",
-                rows=rows,
+            table(
+                "Schedules",
+                "<th>Schedule</th><th>When</th><th>Next call</th>"
+                '<th class="opt">Last call here</th><th>This process</th><td></td>',
+                rows,
             )
             if rows
             else _empty(
@@ -1066,16 +1075,21 @@ class Pages:
             for each, stats in used
         )
         pools_table = html(
-            '<h2>Pools</h2><table><thead><tr><th>Pool</th><th class="num">In use</th>'
-            '<th class="num">Limit</th><th class="num">Waiting</th></tr></thead><tbody>{rows}</tbody>'
-            "</table>",
-            rows=pool_rows,
+            "<h2>Pools</h2>{table}",
+            table=table(
+                "Pools",
+                '<th>Pool</th><th class="num">In use</th><th class="num">Limit</th>'
+                '<th class="num">Waiting</th>',
+                pool_rows,
+            ),
         )
         return html(
-            '<div id="connections"><table><thead><tr><th>Broker</th><th>State</th>'
-            '<th class="num opt">Opened</th><th>Since</th></tr></thead><tbody>{rows}</tbody></table>'
-            '<p class="hint">Lag of the hub: {lag} ms</p>{pools}</div>',
-            rows=rows,
+            '<div id="connections">{table}<p class="hint">Lag of the hub: {lag} ms</p>{pools}</div>',
+            table=table(
+                "Connections",
+                '<th>Broker</th><th>State</th><th class="num opt">Opened</th><th>Since</th>',
+                rows,
+            ),
             lag=f"{1000 * lag:.1f}",
             pools=pools_table if used else None,
         )
@@ -1106,13 +1120,14 @@ class Pages:
             )
             for each in jobs
         )
-        table = html(
-            '<table><thead><tr><th>Action</th><th>State</th><th class="num">Messages</th>'
-            '<th class="opt">By</th><th class="opt">When</th></tr></thead><tbody>{rows}</tbody></table>',
-            rows=rows,
+        found = table(
+            "Actions",
+            '<th>Action</th><th>State</th><th class="num">Messages</th>'
+            '<th class="opt">By</th><th class="opt">When</th>',
+            rows,
         )
         none = _empty("Nothing was done in this process.")
-        return html('<div id="jobs">{table}</div>', table=table if jobs else none)
+        return html('<div id="jobs">{table}</div>', table=found if jobs else none)
 
     def job(self, request: Request) -> Html:
         """Return the page of one action: how far it is, or what it has done."""
@@ -1518,7 +1533,7 @@ def _heads(request: Request, sort: str, *columns: tuple[str, str, str]) -> Html:
                 ),
             )
         )
-    return html("<tr>{cells}</tr>", cells=join(cells))
+    return join(cells)
 
 
 def _sorted_by(request: Request, name: str) -> str:
