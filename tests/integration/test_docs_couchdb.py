@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.pages import run_blocks
-from tests.unit.test_docs import ROOT
+from tests.unit.test_docs import ROOT, section
 
 pytestmark = pytest.mark.full
 
-PAGE = (ROOT / "docs" / "couchdb.rst").read_text()
+PAGE = section((ROOT / "docs" / "other-brokers.rst").read_text(), "CouchDB")
 
 
 def test_the_code_blocks_run(couchdb_url: str, patched: bool) -> None:

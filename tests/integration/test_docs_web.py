@@ -17,6 +17,7 @@ import pytest
 
 from tests.brokers.ports import free_ports
 from tests.fix_wires import until
+from tests.unit.test_docs import section
 
 pytestmark = pytest.mark.programs
 
@@ -34,9 +35,9 @@ needs_uwsgi = pytest.mark.skipif(
 
 
 @contextmanager
-def served(page: str, folder: Path, *options: str) -> Iterator[tuple[str, Path]]:
-    """Run the application of a page; yield its address and the file of its output."""
-    text = (ROOT / "docs" / page).read_text()
+def served(title: str, folder: Path, *options: str) -> Iterator[tuple[str, Path]]:
+    """Run the application of a section; yield its address and the file of its output."""
+    text = section((ROOT / "docs" / "gunicorn.rst").read_text(), title)
     for name, program in _FILE.findall(text):
         (folder / name).write_text(re.sub(r"^    ", "", program, flags=re.MULTILINE))
     url, command = _COMMAND.findall(text)[0]
@@ -82,14 +83,14 @@ def check_orders(address: str, output: Path) -> None:
 
 
 def test_gunicorn(tmp_path: Path) -> None:
-    with served("gunicorn.rst", tmp_path) as (address, output):
+    with served("A complete example", tmp_path) as (address, output):
         check_orders(address, output)
     assert "Traceback" not in output.read_text()
 
 
 @needs_uwsgi
 def test_uwsgi(tmp_path: Path) -> None:
-    with served("uwsgi.rst", tmp_path) as (address, output):
+    with served("uWSGI", tmp_path) as (address, output):
         check_orders(address, output)
     assert "Traceback" not in output.read_text()
 
@@ -97,6 +98,6 @@ def test_uwsgi(tmp_path: Path) -> None:
 @needs_uwsgi
 def test_uwsgi_with_lazy_applications(tmp_path: Path) -> None:
     (tmp_path / "lazy.py").write_text("from wsgi import app, application\napp.start()\n")
-    with served("uwsgi.rst", tmp_path, "--lazy-apps", "--module", "lazy") as (address, output):
+    with served("uWSGI", tmp_path, "--lazy-apps", "--module", "lazy") as (address, output):
         check_orders(address, output)
     assert "Traceback" not in output.read_text()

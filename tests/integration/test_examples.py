@@ -30,7 +30,7 @@ def test_it_is_a_project(name: str) -> None:
     folder = EXAMPLES / name
     assert (folder / "requirements.txt").exists()
     assert command_of(name)
-    assert f"<../examples/{name}/README.rst>" in (ROOT / "docs" / "examples.rst").read_text()
+    assert f"<../examples/{name}/README.rst>" in (ROOT / "docs" / "recipes.rst").read_text()
     for path in folder.rglob("*.py"):
         assert not _PRIVATE.search(path.read_text()), path
     if name not in SMALL | {CLUSTER}:

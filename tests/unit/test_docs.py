@@ -14,8 +14,7 @@ from tests.interpreter import printed
 ROOT = Path(__file__).resolve().parents[2]
 #: Run on a broker, in the integration tests.
 ELSEWHERE = {
-    *("recipes.rst", "beanstalk.rst", "couchdb.rst", "rabbitmq.rst", "redis.rst", "mongodb.rst"),
-    *("postgresql.rst", "sqs.rst"),
+    *("recipes.rst", "other-brokers.rst", "rabbitmq.rst", "redis.rst", "postgresql.rst", "sqs.rst"),
 }
 TEXTS = [
     ROOT / "README.rst",
@@ -29,6 +28,13 @@ def blocks(text: str) -> str:
     return "\n".join(
         re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in _BLOCK.findall(text)
     )
+
+
+def section(text: str, title: str) -> str:
+    """The section of a page that has that title, up to the next one of its rank."""
+    found = re.search(rf"^{title}\n(=+\n(?:.*\n(?!=+\n))*)", text, re.MULTILINE)
+    assert found is not None, title
+    return found[1]
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
