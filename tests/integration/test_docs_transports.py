@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,15 @@ def cell(kind: Kind, can: Can) -> str:
     return "--" if why == NO_SERVER else "untested" if why.startswith(UNTESTED) else "no"
 
 
+def everywhere() -> str:
+    """What all can, as the page has to have it."""
+    return textwrap.fill(f"All transports have: {'; '.join(EVERYWHERE)}.", WIDTH)
+
+
 def table() -> str:
-    """The table as the page has to have it."""
+    """The table of what only some can, as the page has to have it."""
     titles = [kind.title for kind in KINDS.values()]
-    rows = [[what, *["yes"] * len(titles)] for what in EVERYWHERE]
-    rows += [[can.value, *(cell(kind, can) for kind in KINDS.values())] for can in Can]
+    rows = [[can.value, *(cell(kind, can) for kind in KINDS.values())] for can in Can]
     return rendered(["feature", *titles], rows)
 
 
@@ -48,19 +53,20 @@ def rendered(head: list[str], rows: list[list[str]]) -> str:
 
 
 def reasons() -> str:
-    """What each lacks, and why, as the page has to have it."""
-    parts = []
-    for kind in KINDS.values():
-        lines = [
-            textwrap.fill(
-                f"- {can.value}: {why}", WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6
-            )
-            for can, why in kind.lacks.items()
-            if why != NO_SERVER
-        ]
-        if lines:
-            parts.append("\n".join([kind.title, *lines, ""]))
-    return "\n".join(parts)
+    """Why some lack a feature, as the page has to have it."""
+    found: dict[tuple[Can, str], list[str]] = {}
+    for can in Can:
+        for kind in KINDS.values():
+            why = kind.lacks.get(can, NO_SERVER)
+            if why != NO_SERVER:
+                found.setdefault((can, why), []).append(kind.title)
+    lines = []
+    for can, group in groupby(found, lambda each: each[0]):
+        texts = [f"{why} ({', '.join(found[can, why])})" for _, why in group]
+        lines.append(
+            textwrap.fill(f"- {can.value}: {'; '.join(texts)}", WIDTH, subsequent_indent="  ")
+        )
+    return "\n".join(lines) + "\n"
 
 
 def argument_table() -> str:
@@ -111,6 +117,7 @@ def test_only_known_arguments_are_implemented(name: str) -> None:
 
 
 def test_the_table_is_true() -> None:
+    assert everywhere() in PAGE, f"docs/transports.rst must have:\n{everywhere()}"
     assert table() in PAGE, f"docs/transports.rst must have:\n{table()}"
     assert reasons() in PAGE, f"docs/transports.rst must have:\n{reasons()}"
 
