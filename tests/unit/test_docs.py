@@ -47,6 +47,18 @@ def test_the_code_blocks_run(path: Path, patched: bool) -> None:
     printed("-W", "error", "-c", prefix + program, env={"GREENCONN_URL": "memory://"})
 
 
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))],
+    ids=lambda path: path.name,
+)
+def test_programs_fit_the_page(path: Path) -> None:
+    lines = blocks(path.read_text()).splitlines()
+    assert [line for line in lines if len(line) > COLUMNS] == []
+
+
+#: Columns of a program that no page cuts.
+COLUMNS = 88
 #: What RabbitMQ, SQLite, OpenSSL and gevent say of the messages that the page of troubles quotes.
 NOT_OURS = (
     "Connection refused",
