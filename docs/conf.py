@@ -60,6 +60,16 @@ html_show_sourcelink = False
 highlight_language = "none"
 
 
+#: Pages for contributors, of which the search finds the titles only.
+FOR_CONTRIBUTORS = {"architecture", "promises", "fault-tests", "contributing", "changes"}
+
+
+def leave_out_of_search(app: Sphinx, document: nodes.document) -> None:
+    """Leave the texts of the pages for contributors out of the search."""
+    if app.env.docname in FOR_CONTRIBUTORS:
+        app.env.metadata[app.env.docname]["nosearch"] = "true"
+
+
 def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
     """Links to ``page.rst`` lead to the page; those to other files, to the source of this version."""
     folder = Path(app.env.doc2path(app.env.docname)).parent
@@ -92,6 +102,7 @@ def set_dashes(app: Sphinx, document: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.connect("doctree-read", leave_out_of_search)
     app.connect("doctree-read", lead_to_pages)
     app.connect("doctree-read", drop_contents)
     app.connect("doctree-read", set_dashes)

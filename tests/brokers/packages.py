@@ -21,6 +21,7 @@ __all__ = [
     "find_axe",
     "find_beanstalkd",
     "find_faketime",
+    "find_node",
     "find_pgbouncer",
     "find_postgresql",
     "find_pouchdb",
@@ -168,6 +169,15 @@ def find_axe(scratch: Path) -> Path:
         NoBroker: it is not to be had.
     """
     return _module(AXE, scratch)[1] / "node_modules/axe-core/axe.min.js"
+
+
+def find_node(scratch: Path) -> Programs:
+    """Find Node, and unpack it if it is not installed.  May switch.
+
+    Raises:
+        NoBroker: it is not to be had.
+    """
+    return _node(scratch)[0]
 
 
 def _module(package: str, scratch: Path) -> tuple[Programs, Path]:

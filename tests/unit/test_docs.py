@@ -91,7 +91,10 @@ _LINK = re.compile(r"<([^<>\s:]+)>`_|^\.\. image:: (\S+)$", re.MULTILINE)
 
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))],
+    [
+        *(ROOT / name for name in ("README.rst", "CHANGES.rst", "CONTRIBUTING.rst")),
+        *sorted((ROOT / "docs").glob("*.rst")),
+    ],
     ids=lambda path: path.name,
 )
 def test_links_lead_somewhere(path: Path) -> None:
