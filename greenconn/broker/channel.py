@@ -479,7 +479,7 @@ class StoreChannel(StdChannel, Generic[L]):
     def count_queues(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
         """Return the numbers of waiting messages and of consumers of queues.  May switch.
 
-        One that has ended has none, or is left out.  This does not count as a use of the queues.
+        One that has ended has none.  This does not count as a use of the queues.
         """
         directory = self.connection.directory
         directory.settle()

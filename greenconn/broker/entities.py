@@ -496,7 +496,7 @@ class SharedEntities(Entities):
             self._channel.warn_of_unsupported(ArgumentOf.QUEUE, name, declared.arguments)
             link.directory.declare(name, declared)
         self.last_queue = name
-        return queue_declare_ok_t(name, *link.directory.counts([name]).get(name, (0, 0)))
+        return queue_declare_ok_t(name, *link.directory.counts([name])[name])
 
     def purge_queue(self, queue: str) -> int:
         """Drop the messages that wait in a queue and return how many there were."""
@@ -516,7 +516,7 @@ class SharedEntities(Entities):
             return 0
         link.directory.check(name, method)
         if if_unused or if_empty:
-            messages, consumed = link.directory.counts([name]).get(name, (0, 0))
+            messages, consumed = link.directory.counts([name])[name]
             if if_unused and consumed:
                 raise in_use("queue", name, self._channel.virtual_host, method)
             if if_empty and messages:

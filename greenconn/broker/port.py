@@ -295,7 +295,7 @@ class Store(ABC):
         """Return the number of messages that wait in a queue, perhaps approximately."""
 
     def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
-        """Return :meth:`size` and :meth:`other_consumers` of queues; one that ended may be left out."""
+        """Return :meth:`size` and :meth:`other_consumers` of queues; none of one that has ended."""
         return {name: (self.size(name), self.other_consumers(name)) for name in names}
 
     # -- messages

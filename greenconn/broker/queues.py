@@ -362,7 +362,7 @@ class QueueStore(ABC):
 
     @abstractmethod
     def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
-        """Return the numbers of waiting messages and of consumers of queues; some may have ended."""
+        """Return the numbers of waiting messages and of consumers; none of a queue that has ended."""
 
     def names(self) -> Collection[str] | None:
         """Return the names of the queues that exist; None: the broker cannot list them."""
@@ -571,7 +571,7 @@ class Directory:
     def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
         """Return the numbers of waiting messages and of consumers of queues.  May switch.
 
-        One that has ended has none, or is left out.
+        One that has ended has none.
         """
         return self._queues.counts(names)
 

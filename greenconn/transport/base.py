@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakSet
@@ -158,6 +158,15 @@ class StdChannel:
     def list_queues(self) -> list[str]:
         """Return the names of the queues that exist, where the transport can tell."""
         raise NotImplementedError(f"{type(self).__name__} cannot list queues")
+
+    def count_queues(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """Return the numbers of waiting messages and of consumers of queues.  May switch.
+
+        By default each is declared passively, which counts as a use of it, and fails if it has ended.
+        """
+        channel: Any = self  # a whole one declares queues
+        found = [channel.queue_declare(name, passive=True) for name in names]
+        return {each.queue: (each.message_count, each.consumer_count) for each in found}
 
     def get_bindings(self) -> Any:
         """Return all bindings, where the transport can tell."""

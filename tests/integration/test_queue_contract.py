@@ -463,8 +463,6 @@ def test_queues_are_listed(side: Side) -> None:
 
 
 def test_queues_are_counted_together(side: Side) -> None:
-    if side.kind == "amqp":
-        pytest.skip("RabbitMQ lists their counts by its management API")
     channel = side.channel()
     empty, full, gone = side.queue(channel), side.queue(channel), side.queue(channel)
     consumed, mine = side.queue(channel), side.queue(channel, exclusive=True)
@@ -473,10 +471,7 @@ def test_queues_are_counted_together(side: Side) -> None:
     for queue in (consumed, mine):
         channel.basic_consume(queue, callback=lambda message: None)
     channel.queue_delete(gone)
-    wanted = {empty: (0, 0), full: (2, 0), gone: (0, 0), consumed: (0, 1), mine: (0, 1)}
-
-    def counts() -> dict[str, tuple[int, int]]:
-        found = channel.count_queues(list(wanted))
-        return {name: found.get(name, (0, 0)) for name in wanted}
-
-    until(lambda: counts() == wanted)
+    wanted = {empty: (0, 0), full: (2, 0), consumed: (0, 1), mine: (0, 1)}
+    if side.kind != "amqp":  # RabbitMQ closes a channel that asks for one that has ended
+        wanted[gone] = (0, 0)
+    until(lambda: channel.count_queues(list(wanted)) == wanted)

@@ -241,9 +241,11 @@ class MemoryQueues(QueueStore):
         self._broker.queues[name].touch()
 
     def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
-        queues = self._broker.queues
-        found = {name: queues[name] for name in names if name in queues}
-        return {name: (len(queue), len(queue.consumers)) for name, queue in found.items()}
+        counts = dict.fromkeys(names, (0, 0))
+        for name in counts.keys() & self._broker.queues.keys():
+            queue = self._broker.queues[name]
+            counts[name] = len(queue), len(queue.consumers)
+        return counts
 
     def purge(self, name: str) -> int:
         return self._broker.queues[name].purge()

@@ -569,7 +569,7 @@ class PostgresStore(Store):
         return self.session.call(self._queues.purge, name)
 
     def size(self, name: str) -> int:
-        return self.counts([name]).get(name, (0, 0))[0]
+        return self.counts([name])[name][0]
 
     def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
         return self.session.call(self._queues.counts, names)

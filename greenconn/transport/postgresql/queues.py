@@ -246,7 +246,7 @@ class Queues:
     def counts(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
         """Return the numbers of messages that wait and of consumers on other links.
 
-        Messages that have expired are not counted, and a queue that has ended is left out.
+        Messages that have expired are not counted, and a queue that has ended has none.
         """
         found = self._session.fetch(
             "SELECT name, (SELECT count(*) FROM greenconn.messages m WHERE m.queue = q.id "
@@ -258,7 +258,8 @@ class Queues:
             "FROM greenconn.queues q WHERE name = ANY (%b::text[])",
             (self._owner, list(names)),
         )
-        return {name: (count - dead, others) for name, count, dead, others in found}
+        counts = {name: (count - dead, others) for name, count, dead, others in found}
+        return dict.fromkeys(names, (0, 0)) | counts
 
     # -- consumers
 
