@@ -66,6 +66,9 @@ class Storm:
         self.console = Console(url, authorize=lambda environ, action: True)
         self.client = Client(self.console, REMOTE_USER="ada")
         self.workers = [self._worker() for _ in range(WORKERS)]
+        #: The dead letters of the one error, as the forms name them.
+        self._group = {"name": self.dead, "queue": queue, "error": "builtins.LookupError"}
+        self._group["reason"] = "failed"
         self.kills: Counter[str] = Counter()
         self.buttons: Counter[str] = Counter()
 
@@ -84,8 +87,7 @@ class Storm:
 
     def press_retry_all(self, rate: str = "") -> None:
         """Retry all messages of the error."""
-        group = {"name": self.dead, "queue": self.queue, "error": "builtins.LookupError"}
-        answer = self.client.post("retry", **group, reason="failed", all="1", rate=rate)
+        answer = self.client.post("retry", **self._group, all="1", rate=rate)
         self.buttons[f"retry all: {answer.status}"] += 1
 
     def press_retry_chosen(self) -> None:
@@ -93,8 +95,7 @@ class Storm:
         page = self.client.get("dead/letters", name=self.dead)
         keys = [attrs["value"] for _, attrs in page.elements if attrs.get("name") == "key"]
         if keys:
-            group = {"name": self.dead, "queue": self.queue, "error": "builtins.LookupError"}
-            answer = self.client.post("retry", **group, reason="failed", key=keys[:3])
+            answer = self.client.post("retry", **self._group, key=keys[:3])
             self.buttons[f"retry chosen: {answer.status}"] += 1
 
     def kill_worker(self) -> None:

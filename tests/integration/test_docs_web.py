@@ -17,11 +17,10 @@ import pytest
 
 from tests.brokers.ports import free_ports
 from tests.fix_wires import until
-from tests.unit.test_docs import section
+from tests.unit.test_docs import ROOT, section
 
 pytestmark = pytest.mark.programs
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
 #: Seconds that a server may take for anything.
 SOON = 60.0

@@ -1,0 +1,23 @@
+"""Every code block about MongoDB, CouchDB and beanstalkd runs, each section on its server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.pages import run_blocks
+from tests.unit.test_docs import ROOT, section
+
+pytestmark = pytest.mark.full
+
+PAGE = (ROOT / "docs" / "other-brokers.rst").read_text()
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [("MongoDB", "mongodb"), ("CouchDB", "couchdb"), ("beanstalkd", "beanstalk")],
+)
+def test_the_code_blocks_run(
+    request: pytest.FixtureRequest, title: str, kind: str, patched: bool
+) -> None:
+    done = run_blocks(section(PAGE, title), request.getfixturevalue(f"{kind}_url"), patched)
+    assert kind != "mongodb" or not done.stderr
