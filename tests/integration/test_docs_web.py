@@ -17,13 +17,16 @@ import pytest
 
 from tests.brokers.ports import free_ports
 from tests.fix_wires import until
-from tests.unit.test_docs import ROOT, section
+from tests.unit.test_docs import section
 
 pytestmark = pytest.mark.programs
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
 #: Seconds that a server may take for anything.
 SOON = 60.0
+#: The section whose application the others run, too.
+EXAMPLE = "A complete example"
 _FILE = re.compile(r"^    # (\w+(?:\.\w+)*\.py)\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 #: The end of the command that runs an application, from the name of the program on.
 _COMMAND = re.compile(r"^    GREENCONN_URL=(\S+) ((?:.*\\\n)*.*)$", re.MULTILINE)
@@ -35,9 +38,10 @@ needs_uwsgi = pytest.mark.skipif(
 
 @contextmanager
 def served(title: str, folder: Path, *options: str) -> Iterator[tuple[str, Path]]:
-    """Run the application of a section; yield its address and the file of its output."""
-    text = section((ROOT / "docs" / "gunicorn.rst").read_text(), title)
-    for name, program in _FILE.findall(text):
+    """Run the complete example as a section does; yield its address and the file of its output."""
+    page = (ROOT / "docs" / "gunicorn.rst").read_text()
+    text = section(page, title)
+    for name, program in _FILE.findall(section(page, EXAMPLE) + text):
         (folder / name).write_text(re.sub(r"^    ", "", program, flags=re.MULTILINE))
     url, command = _COMMAND.findall(text)[0]
     (port,) = free_ports(1)
@@ -82,7 +86,7 @@ def check_orders(address: str, output: Path) -> None:
 
 
 def test_gunicorn(tmp_path: Path) -> None:
-    with served("A complete example", tmp_path) as (address, output):
+    with served(EXAMPLE, tmp_path) as (address, output):
         check_orders(address, output)
     assert "Traceback" not in output.read_text()
 
