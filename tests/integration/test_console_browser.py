@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import greenconn
 from greenconn import App, Connection, Queue
 from greenconn.contrib.console import Console
 from tests.brokers.packages import NoBroker, find_axe
+from tests.brokers.ports import free_ports
 from tests.browser import Browser, browsing, find_chromium
 from tests.fix_wires import until
+from tests.integration.gunicorn import serving
+from tests.integration.processes import start
 
 SOON = 30.0
 #: Where pictures of the pages are written, if it is set.
@@ -64,15 +68,24 @@ class Shop:
     def __init__(self, url: str, unique: str) -> None:
         self.app = App(url)
         self.orders, self.dead = f"{unique}-orders", f"{unique}-orders.dead"
+        self.other = f"{unique}-other"
+        self.queues = [self.orders, self.dead, self.other]
+        self.is_listed = not url.startswith("amqp")  # RabbitMQ has no plugin here
         self.is_mended = Event()
+        #: A handler hangs until it is set.
+        self.hangs = Event()
+        self.hangs.set()
+        #: What the operator may do; None: everything.
+        self.rights: set[str] | None = None
         self.paid: list[Any] = []
-        self.console = Console(self.app, authorize=lambda environ, action: True)
+        self.console = Console(self.app, authorize=self.authorize)
         self.server = WSGIServer(("127.0.0.1", 0), self.console, log=None, spawn=Pool(100))
         self.server.start()
         self.home = f"http://127.0.0.1:{self.server.server_port}/"
 
         @self.app.consumer(self.orders, concurrency=10)
         def pay(body: Any, message: Any) -> None:
+            self.hangs.wait()
             if not self.is_mended.is_set():
                 raise LookupError(f"no account {body['id']}")
             self.paid.append(body["id"])
@@ -84,18 +97,39 @@ class Shop:
         self.app.start()
         assert self.app.wait_ready(SOON)
 
+    def end(self, url: str) -> None:
+        """Stop everything and delete the queues."""
+        self.app.stop(SOON)
+        self.console.close()
+        self.server.stop(timeout=0.1)
+        with Connection(url) as connection:
+            for name in self.queues:
+                connection.default_channel.queue_delete(name)
+        self.connection.close()
+
     def fail(self, count: int) -> None:
         """Have messages given up."""
+        expected = self.waiting() + count
         bodies = ({"id": each} for each in range(count))
         greenconn.publish_many(self.orders, bodies, connection=self.app.connection)
-        until(lambda: self.waiting() == count)
+        until(lambda: self.waiting() == expected)
 
-    def waiting(self) -> int:
-        """Return the number of dead letters."""
+    def authorize(self, environ: dict[str, Any], action: str) -> bool:
+        """Return whether the operator may do it."""
+        return self.rights is None or action in self.rights
+
+    @property
+    def connection(self) -> Connection:
+        """That of the application."""
         assert self.app.connection is not None
-        with self.app.connection.channel() as channel:
+        return self.app.connection
+
+    def waiting(self, queue: str = "") -> int:
+        """Return the number of ready messages: dead letters, if no queue is named."""
+        with self.connection.channel() as channel:
             try:
-                return int(channel.queue_declare(self.dead, passive=True).message_count)
+                name = queue or self.dead
+                return int(channel.queue_declare(name, passive=True).message_count)
             except greenconn.exceptions.NotFound:
                 return 0
 
@@ -117,14 +151,7 @@ def shop(request: pytest.FixtureRequest, unique: str, tmp_path: Path) -> Iterato
         url = request.getfixturevalue(f"{request.param}_url")
     shop = Shop(url, unique)
     yield shop
-    shop.app.stop(SOON)
-    shop.console.close()
-    shop.server.stop(timeout=0.1)
-    with Connection(url) as connection:
-        for name in (shop.orders, shop.dead):
-            connection.default_channel.queue_delete(name)
-    assert shop.app.connection is not None
-    shop.app.connection.close()
+    shop.end(url)
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no-script"])
@@ -243,3 +270,325 @@ def test_pages_fit_the_screen_and_are_accessible(
         if PICTURES:
             name = (address.partition("?")[0] or "queues").replace("/", "-")
             page.picture(Path(PICTURES, f"{name}-{width}-{'dark' if dark else 'light'}.png"))
+
+
+# -- the chosen ones
+
+
+def test_three_are_chosen_and_retried(shop: Shop, page: Browser) -> None:
+    shop.fail(10)
+    shop.is_mended.set()
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    for number in (2, 5, 7):
+        page.click(f"tbody tr:nth-child({number + 1}) input[name=key]")
+    page.loading(lambda: page.click("button", "Retry chosen"))
+    page.wait("document.body.innerText.includes('retried 3 messages')")
+    until(lambda: sorted(shop.paid) == [2, 5, 7])
+    assert shop.waiting() == 7
+
+
+def test_the_first_two_are_chosen_by_keyboard_without_a_script(shop: Shop, page: Browser) -> None:
+    shop.fail(4)
+    shop.is_mended.set()
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    page.focus("tbody tr:nth-child(1) input[name=key]")
+    page.press(" ")
+    page.focus("tbody tr:nth-child(2) input[name=key]")
+    page.press(" ")
+    page.focus("fieldset:not(.danger) button:not(.every)")
+    # The form was reached with Tab, which a script found; it is sent without one.
+    page.set_script(False)
+    page.loading(lambda: page.press("Enter"))
+    until(lambda: sorted(shop.paid) == [0, 1])
+    assert shop.waiting() == 2
+
+
+def test_all_are_chosen_by_one_box_and_sent_to_another_queue(shop: Shop, page: Browser) -> None:
+    shop.fail(6)
+    with shop.connection.channel() as channel:
+        Queue(shop.other)(channel).declare()
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    page.click("thead input.every")
+    page.click("input[name=target]")
+    page.type(shop.other)
+    page.loading(lambda: page.click("button", "Retry chosen"))
+    page.wait("document.body.innerText.includes('retried 6 messages')")
+    assert (shop.waiting(), shop.waiting(shop.other)) == (0, 6)
+
+
+def test_nothing_is_deleted_before_the_operator_is_sure(shop: Shop, page: Browser) -> None:
+    shop.fail(3)
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    page.loading(lambda: page.click("button", "Delete all of this error"))
+    assert "nothing was deleted" in page.text()
+    assert "read-only" not in page.text()
+    assert shop.waiting() == 3
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    page.click("fieldset.danger input[name=sure]")
+    page.loading(lambda: page.click("button", "Delete all of this error"))
+    page.wait("document.body.innerText.includes('deleted 3 messages')")
+    assert shop.waiting() == 0
+
+
+def test_one_letter_is_deleted(shop: Shop, page: Browser) -> None:
+    shop.fail(2)
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    page.loading(lambda: page.click("tbody th a", "no account 1"))
+    page.click("summary", "Delete")
+    page.click("details[open] input[name=sure]")
+    page.loading(lambda: page.click("details[open] button"))
+    page.wait("document.body.innerText.includes('deleted 1 message')")
+    page.loading(lambda: page.click("a", "Back"))
+    page.wait("document.body.innerText.includes('no account 0')")
+    assert "no account 1" not in page.text()
+    assert shop.waiting() == 1
+
+
+def test_a_slow_retry_is_stopped(shop: Shop, page: Browser) -> None:
+    shop.fail(50)
+    shop.is_mended.set()
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    page.click("input[name=rate]")
+    page.type("5")
+    page.loading(lambda: page.click("button", "Retry all of this error"))
+    page.wait("document.querySelector('progress')?.value >= 2")
+    page.loading(lambda: page.click("button", "Stop"))
+    page.wait("document.body.innerText.includes('stopped')")
+    until(lambda: len(shop.paid) + shop.waiting() == 50)  # none is lost
+    assert 2 <= len(shop.paid) < 50
+
+
+# -- queues
+
+
+def test_a_queue_is_found_from_the_keyboard(shop: Shop, page: Browser) -> None:
+    shop.fail(1)
+    page.open(shop.home)
+    page.press("/")
+    page.type(f"{shop.orders}*")
+    page.loading(lambda: page.press("Enter"))
+    assert shop.dead in page.text()
+    assert "2 queues" in page.text()
+    there = page.url  # can be sent to a colleague
+    page.open("about:blank")
+    page.open(there)
+    page.focus("tbody tr:nth-child(1) th a")
+    page.loading(lambda: page.press("Enter"))
+    assert shop.orders in page.text()
+
+
+def test_a_queue_without_consumers_is_called_stuck(shop: Shop, page: Browser) -> None:
+    shop.is_mended.set()
+    page.open(f"{shop.home}queue?name={shop.orders}")
+    page.loading(lambda: page.click("button", "Pause"))
+    greenconn.publish_many(shop.orders, range(9), connection=shop.app.connection)
+    page.open(f"{shop.home}?q={shop.orders}")
+    # It takes several looks to see that nothing leaves.
+    page.wait(
+        "[...document.querySelectorAll('tbody tr')].some("
+        f"r => r.innerText.includes('{shop.orders}') && /stuck|idle|steady/.test(r.innerText))"
+    )
+    page.open(f"{shop.home}queue?name={shop.orders}")
+    page.loading(lambda: page.click("button", "Resume"))
+    until(lambda: shop.waiting(shop.orders) == 0)
+
+
+def test_messages_are_moved_and_the_rest_purged(shop: Shop, page: Browser) -> None:
+    greenconn.publish_many(
+        Queue(shop.other), ({"id": each} for each in range(5)), connection=shop.app.connection
+    )
+    shop.is_mended.set()
+    page.open(f"{shop.home}queue?name={shop.other}")
+    assert '"id": 4' in page.text()
+    page.click("summary", "Move")
+    page.click("details[open] input[name=target]")
+    page.type(shop.orders)
+    page.click("details[open] input[name=limit]")
+    page.type("2")
+    page.loading(lambda: page.click("details[open] button"))
+    page.wait("document.body.innerText.includes('moved 2 messages')")
+    until(lambda: sorted(shop.paid) == [0, 1])
+    page.open(f"{shop.home}queue?name={shop.other}")
+    page.click("summary", "Purge")
+    page.click("details[open] button")  # the browser asks for the box
+    assert shop.waiting(shop.other) == 3
+    page.click("details[open] input[name=sure]")
+    page.loading(lambda: page.click("details[open] button"))
+    page.wait("document.body.innerText.includes('purged 3 messages')")
+    assert shop.waiting(shop.other) == 0
+
+
+def test_a_message_is_published_and_nonsense_refused(shop: Shop, page: Browser) -> None:
+    shop.is_mended.set()
+    page.open(f"{shop.home}queue?name={shop.orders}")
+    page.click("summary", "Publish")
+    page.click("details[open] textarea[name=body]")
+    page.type('{"id": ')
+    page.loading(lambda: page.click("details[open] button"))
+    assert "JSON" in page.text()
+    assert shop.paid == []
+    page.open(f"{shop.home}queue?name={shop.orders}")
+    page.click("summary", "Publish")
+    page.click("details[open] textarea[name=body]")
+    page.type('{"id": "by hand"}')
+    page.loading(lambda: page.click("details[open] button"))
+    page.wait("document.body.innerText.includes('published 1 message')")
+    until(lambda: shop.paid == ["by hand"])
+
+
+def test_a_hundred_queues_are_turned_over(shop: Shop, page: Browser) -> None:
+    names = [f"{shop.orders}-{each:03}" for each in range(120)]
+    shop.queues += names
+    with shop.connection.channel() as channel:
+        for name in names:
+            Queue(name)(channel).declare()
+    if shop.is_listed:
+        page.open(f"{shop.home}?q={shop.orders}-&sort=name")
+        page.wait("document.body.innerText.includes('120 queues')")
+        assert names[0] in page.text()
+        for _ in range(2):
+            page.loading(lambda: page.click("a[rel=next]"))
+        page.wait(f"document.body.innerText.includes({names[-1]!r})")
+        assert names[0] not in page.text()
+        assert f"q={shop.orders}-" in page.url
+    else:  # a broker that does not list its queues shows one by its name
+        page.open(f"{shop.home}queue?name={names[-1]}")
+        assert names[-1] in page.text()
+
+
+# -- handlers
+
+
+def test_a_handler_that_hangs_is_found_and_interrupted(shop: Shop, page: Browser) -> None:
+    page.open(f"{shop.home}handlers")
+    shop.hangs.clear()
+    shop.app.publish(shop.orders, {"id": "hangs"})
+    page.wait("document.querySelector('#running')?.innerText.includes('pay')")  # by itself
+    assert "test_console_browser.py" in page.text()  # the line where it waits
+    page.loading(lambda: page.click("button", "Interrupt"))
+    until(lambda: shop.waiting() == 1)
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    assert "Interrupted" in page.text()
+
+
+# -- rights
+
+
+def test_who_may_only_look_has_no_buttons(shop: Shop, page: Browser) -> None:
+    shop.fail(2)
+    shop.rights = {"view"}
+    letters = f"dead/letters?name={shop.dead}"
+    for address in ("", "dead", "handlers", "schedules", f"queue?name={shop.orders}", letters):
+        page.open(shop.home + address)
+        assert page.run("document.querySelectorAll('form[method=post] button').length") == 0, (
+            address
+        )
+    # Nor does a form that is made by hand.
+    page.run(
+        f"fetch('/do/delete', {{method: 'POST', body: new URLSearchParams({{name: '{shop.dead}', "
+        "all: '1', sure: '1'})}).then(answer => { document.title = String(answer.status) })"
+    )
+    page.wait("document.title === '403'")
+    assert shop.waiting() == 2
+
+
+def test_who_may_retry_has_that_button_alone(shop: Shop, page: Browser) -> None:
+    shop.fail(2)
+    shop.is_mended.set()
+    shop.rights = {"view", "retry"}
+    page.open(f"{shop.home}dead/letters?name={shop.dead}")
+    assert "Delete" not in page.text()
+    page.loading(lambda: page.click("button", "Retry all of this error"))
+    until(lambda: len(shop.paid) == 2)
+
+
+def test_the_form_of_another_site_is_refused(shop: Shop, page: Browser) -> None:
+    shop.fail(2)
+
+    def other(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/html")])
+        form = (
+            f'<form method="post" action="{shop.home}do/delete"><input name="name" '
+            f'value="{shop.dead}"><input name="all" value="1"><input name="sure" value="1">'
+            "<button>Win a phone</button></form>"
+        )
+        return [form.encode()]
+
+    site = WSGIServer(("127.0.0.1", 0), other, log=None, spawn=Pool(10))
+    site.start()
+    # Another name of this machine is another site for the browser.
+    page.open(f"http://localhost:{site.server_port}/")
+    page.loading(lambda: page.click("button", "Win a phone"))
+    assert "not sent from a page of this console" in page.text()
+    assert shop.waiting() == 2
+    page.open("about:blank")
+    site.stop(timeout=0.1)
+
+
+# -- mounted, over Redis
+
+FLASK = """
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from greenconn.contrib.console import Console
+
+application = Flask(__name__)
+application.wsgi_app = DispatcherMiddleware(
+    application.wsgi_app, {"/ops/queues": Console(URL, authorize=lambda environ, action: True)}
+)
+"""
+DJANGO = """
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.urls import re_path
+from greenconn.contrib.console import Console
+
+settings.configure(
+    ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x",
+    MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware"],
+)
+console = Console(URL, authorize=lambda environ, action: action in ("view", "retry"))
+urlpatterns = [re_path(r"^ops/queues(?P<path>/.*)?$", console.django_view)]
+application = get_wsgi_application()
+"""
+
+
+@contextmanager
+def mounted(kind: str, url: str, folder: Path) -> Iterator[str]:
+    """Serve a console in other processes; give its address."""
+    if kind == "alone":
+        (port,) = free_ports(1)
+        command = ("-m", "greenconn", "console", "-u", url, "--actions", "--bind", str(port))
+        alone = start(*command)
+        try:
+            assert "Ctrl-C ends it" in alone.line()
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            alone.end()
+        return
+    program = {"flask": FLASK, "django": DJANGO}[kind]
+    (folder / "site_of_console.py").write_text(f"URL = {url!r}\n{program}")
+    with serving("site_of_console:application", env={}, cwd=folder) as server:
+        server.wait_ready("/ops/queues/")
+        yield f"http://127.0.0.1:{server.port}/ops/queues/"
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", ["flask", "django", "alone"])
+def test_all_is_retried_where_it_is_mounted(
+    kind: str, redis_url: str, unique: str, page: Browser, tmp_path: Path
+) -> None:
+    shop = Shop(redis_url, unique)
+    shop.fail(3)
+    with mounted(kind, redis_url, tmp_path) as home:
+        page.open(f"{home}?q={unique}")
+        shop.fail(2)  # by itself, also under a prefix
+        page.wait("document.body.innerText.includes('5 ready')")
+        shop.is_mended.set()
+        page.loading(lambda: page.click("tbody a", shop.dead))
+        page.loading(lambda: page.click("button", "Retry all of this error"))
+        assert page.url.startswith(f"{home}job?")
+        until(lambda: len(shop.paid) == 5)
+        page.open("about:blank")
+    shop.end(redis_url)
