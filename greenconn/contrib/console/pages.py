@@ -144,8 +144,11 @@ class Request:
         """
         value = self.field(name)
         if not value:
-            what = "confirm the action" if name == "sure" else f"the field {name} must be given"
-            raise WrongInput(what)
+            raise WrongInput(
+                "nothing was deleted: the box that confirms it must be checked"
+                if name == "sure"
+                else f"the field {name} must be given"
+            )
         return value
 
     def limit(self) -> int | None:
@@ -279,11 +282,14 @@ class Pages:
 
     # -- the frame of all pages
 
-    def _page(self, request: Request, title: str, *parts: Html, live: str = "") -> Html:
+    def _page(
+        self, request: Request, title: str, *parts: Html, live: str = "", shows_rights: bool = True
+    ) -> Html:
         """Return a whole page.
 
         Arguments:
             live: name of the page whose parts the script replaces; empty: none.
+            shows_rights: say if its viewer may do nothing.
         """
         links = join(
             html(
@@ -308,7 +314,7 @@ class Pages:
             jobs=self._running(request),
             parts=join(parts),
             version=__version__,
-            rights="" if request.allowed else "read-only",
+            rights="" if request.allowed or not shows_rights else "read-only",
         )
 
     def _running(self, request: Request) -> Html:
@@ -324,7 +330,7 @@ class Pages:
     def error(self, request: Request, text: str) -> Html:
         """Return the page of a request that was refused or failed."""
         try:
-            return self._page(request, "Not done", _alert(text))
+            return self._page(request, "Not done", _alert(text), shows_rights=False)
         except Exception:  # of a console whose URL is wrong
             return html("<!doctype html><title>Not done</title><p>{text}</p>", text=text)
 

@@ -337,7 +337,7 @@ def test_requests_that_are_wrong(console: Console, method: str, path: str, statu
 def test_forms_that_are_wrong(console: Console, connection: Connection) -> None:
     client = Client(console)
     for action, fields, text in (
-        ("purge", {"queue": "mail"}, "confirm the action"),
+        ("purge", {"queue": "mail"}, "must be checked"),
         ("purge", {"sure": "1"}, "the field queue must be given"),
         ("move", {"queue": "mail", "target": "mail"}, "the target must be another queue"),
         (
