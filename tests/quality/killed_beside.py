@@ -1,6 +1,8 @@
-"""What becomes of messages when the worker is killed, beside Celery and Dramatiq.
+"""What becomes of messages when the worker is killed, beside Celery, Dramatiq and BullMQ.
 
-``python -m tests.quality.killed_beside [--messages 100] [--wait 60]``
+``python -m tests.quality.killed_beside [--messages 100] [--wait 60] [--node-modules FOLDER]``
+
+BullMQ takes part where FOLDER is that of ``npm install bullmq ioredis``.
 
 Each library runs a worker of its own with ten handlers at a time, over a RabbitMQ and a Redis of this
 program.  The worker gets ``SIGKILL`` while ten handlers run, and is started again.  A row says how many
@@ -97,15 +99,43 @@ def publish(number):
     app.publish(greenconn.Queue("killed"), number)
 """
 )
+_BULLMQ: Final = """
+const { Queue, Worker } = require("bullmq");
+const fs = require("fs");
+const { hostname: host, port, pathname } = new URL(process.env.URL);
+const db = Number(pathname.slice(1));
+const connection = { host, port: Number(port), db, maxRetriesPerRequest: null };
+const note = (what, number) => fs.appendFileSync(process.env.HISTORY, `${what} ${number}\\n`);
+
+async function send(count) {
+    const queue = new Queue("killed", { connection });
+    for (let number = 0; number < count; number++) await queue.add("handle", number);
+    await queue.close();
+}
+
+if (process.argv[2]) send(Number(process.argv[2]));
+else new Worker("killed", async (job) => {
+    note("begin", job.data);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    note("end", job.data);
+}, { connection, concurrency: 10 });
+"""
 
 
 class Library(NamedTuple):
-    """A library with its worker."""
+    """A library with its worker, and the command that sends so many messages."""
 
     title: str
     source: str
     command: list[str]
     environment: dict[str, str] = {}
+    send: Callable[[int], list[str]] = lambda messages: [
+        sys.executable,
+        "-c",
+        f"import worker; worker.send({messages})",
+    ]
+    file: str = "worker.py"
+    brokers: tuple[str, ...] = ("RabbitMQ", "Redis")
 
 
 def _program(name: str) -> str:
@@ -131,6 +161,19 @@ LIBRARIES: Final = [
 ]
 
 
+def bullmq(modules: Path) -> Library:
+    """BullMQ, as it is installed in a folder."""
+    return Library(
+        "BullMQ",
+        _BULLMQ,
+        ["node", "worker.js"],
+        {"NODE_PATH": str(modules.resolve())},
+        lambda messages: ["node", "worker.js", str(messages)],
+        "worker.js",
+        ("Redis",),
+    )
+
+
 class Outcome(NamedTuple):
     """The numbers of messages."""
 
@@ -143,7 +186,7 @@ def measured(library: Library, url: str, messages: int, wait: float) -> Outcome:
     """Kill a worker in its work, and return what became of the messages."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "worker.py").write_text(library.source)
+        (folder / library.file).write_text(library.source)
         history = folder / "history"
         history.touch()
         environment = {
@@ -153,12 +196,7 @@ def measured(library: Library, url: str, messages: int, wait: float) -> Outcome:
             "HISTORY": str(history),
             "PYTHONPATH": f"{folder}{os.pathsep}{os.getcwd()}",
         }
-        subprocess.run(
-            [sys.executable, "-c", f"import worker; worker.send({messages})"],
-            cwd=folder,
-            env=environment,
-            check=True,
-        )
+        subprocess.run(library.send(messages), cwd=folder, env=environment, check=True)
         first = _start(library, folder, environment)
         _until(lambda: _count(history, "begin") >= CONCURRENCY, SOON)
         os.killpg(first.pid, signal.SIGKILL)
@@ -210,17 +248,20 @@ def main() -> None:
     )
     parser.add_argument("--messages", type=int, default=100)
     parser.add_argument("--wait", type=float, default=60.0, help="seconds, at most")
+    parser.add_argument("--node-modules", type=Path, help="the folder that has bullmq")
     options = parser.parse_args()
+    libraries = [*LIBRARIES, *([bullmq(options.node_modules)] if options.node_modules else [])]
     with Keeper() as keeper:
         rabbitmq, redis = RabbitMQ(keeper), RedisServer(keeper)
         rabbitmq.start()
         redis.start()
-        for number, library in enumerate(LIBRARIES):
-            for broker, url in (
-                ("RabbitMQ", rabbitmq.url),
-                ("Redis", f"{redis.url.removesuffix('/0')}/{number}"),
-            ):
-                found = measured(library, url, options.messages, options.wait)
+        for number, library in enumerate(libraries):
+            urls = {
+                "RabbitMQ": rabbitmq.url,
+                "Redis": f"{redis.url.removesuffix('/0')}/{number}",
+            }
+            for broker in library.brokers:
+                found = measured(library, urls[broker], options.messages, options.wait)
                 print(
                     f"{library.title:54} {broker:9} handled {found.handled:4} of "
                     f"{options.messages}, twice {found.twice}, after {found.seconds:.1f} s",
