@@ -19,5 +19,6 @@ PAGE = (ROOT / "docs" / "other-brokers.rst").read_text()
 def test_the_code_blocks_run(
     request: pytest.FixtureRequest, title: str, kind: str, patched: bool
 ) -> None:
-    done = run_blocks(section(PAGE, title), request.getfixturevalue(f"{kind}_url"), patched)
+    text = section(PAGE, "What they share") + section(PAGE, title)
+    done = run_blocks(text, request.getfixturevalue(f"{kind}_url"), patched)
     assert kind != "mongodb" or not done.stderr

@@ -31,7 +31,7 @@ SOON = 120.0
 ATTACKS = ("none", "raise", "hang", "kill", "exit")
 NUMBER = 30
 #: The queues of the recipes whose consumer settles its messages by itself.
-QUEUES = ("orders", "payments", "account-changes", "invoices", "jobs")
+QUEUES = ("orders", "payments", "invoices", "jobs")
 #: Goes before a recipe: its handlers are attacked, and have the default options but for a timeout.
 ATTACKER = """
 import functools, os, signal, sys
