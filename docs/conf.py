@@ -61,7 +61,14 @@ highlight_language = "none"
 
 
 #: Pages for contributors, of which the search finds the titles only.
-FOR_CONTRIBUTORS = {"architecture", "promises", "fault-tests", "contributing", "changes"}
+FOR_CONTRIBUTORS = {
+    "architecture",
+    "promises",
+    "fault-tests",
+    "measuring",
+    "contributing",
+    "changes",
+}
 
 
 def leave_out_of_search(app: Sphinx, document: nodes.document) -> None:
