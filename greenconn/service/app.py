@@ -69,6 +69,7 @@ from greenconn.worker.consumer import (
 from greenconn.worker.options import (
     AllArguments,
     QueueLike,
+    Returned,
     ServerArguments,
     option_defaults,
 )
@@ -115,8 +116,9 @@ class _ServerArguments(ServerArguments, total=False):
 logger = logging.getLogger("greenconn.shutdown")
 
 F = TypeVar("F", bound=Callable[..., Any])
+H = TypeVar("H", bound="Callable[[Any, Any], Returned] | Callable[[Any, Any, Any], Returned]")
 S = TypeVar("S", bound="Service")
-P = TypeVar("P", bound=Callable[[], Any])
+P = TypeVar("P", bound="Callable[[], Returned]")
 
 Queues: TypeAlias = "QueueLike | Iterable[QueueLike]"
 #: Returns a context that is entered before a handler is called with the message, and left after it.
@@ -275,7 +277,7 @@ class App:
         *,
         connection: str | None = None,
         **options: Unpack[_ConsumerArguments],
-    ) -> Callable[[F], F]:
+    ) -> Callable[[H], H]:
         """Return a decorator that declares a function as the handler of a queue.
 
         Arguments:

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.message import Message
-    from greenconn.worker.options import BatchArguments, ConsumerArguments, TransactionArguments
+    from greenconn.worker.options import (
+        BatchArguments,
+        ConsumerArguments,
+        Returned,
+        TransactionArguments,
+    )
 
     T = TypeVar("T")
 
@@ -447,7 +452,7 @@ def forget_failures(addresses: Hashable) -> None:
 @overload
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
-    handler: Callable[[Any, Message[Undeclared]], object],
+    handler: Callable[[Any, Message[Undeclared]], Returned],
     *,
     schema: object = None,
     connection: Connection | str | None = None,
@@ -458,7 +463,7 @@ def spawn_consumer(
 @overload
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
-    handler: Callable[[list[Any], list[Message[Undeclared]]], object],
+    handler: Callable[[list[Any], list[Message[Undeclared]]], Returned],
     *,
     schema: object = None,
     connection: Connection | str | None = None,
@@ -469,7 +474,7 @@ def spawn_consumer(
 @overload
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
-    handler: Callable[[Any, Message[Undeclared], Any], object],
+    handler: Callable[[Any, Message[Undeclared], Any], Returned],
     *,
     schema: object = None,
     connection: Connection | str | None = None,
@@ -480,7 +485,7 @@ def spawn_consumer(
 @overload
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
-    handler: Callable[[T, Message[T]], object],
+    handler: Callable[[T, Message[T]], Returned],
     *,
     schema: object = None,
     connection: Connection | str | None = None,
@@ -491,7 +496,7 @@ def spawn_consumer(
 @overload
 def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
-    handler: Callable[[list[T], list[Message[T]]], object],
+    handler: Callable[[list[T], list[Message[T]]], Returned],
     *,
     schema: object = None,
     connection: Connection | str | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypedDict
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[..., Any]
+#: What a handler may return, for type checkers.  It is not used; but a coroutine or a generator, of
+#: which nothing would run, is neither of them.
+Returned: TypeAlias = "bool | float | str | bytes | Sequence[Any] | Mapping[Any, Any] | Set[Any] | None"
 OnError: TypeAlias = (
     "Literal['dead_letter', 'reject', 'requeue', 'discard'] | Callable[[Any, BaseException], Any]"
 )

@@ -63,6 +63,13 @@ def on_prefixed(prefix: str, order: Order, message: Message[Order]) -> None: ...
 def on_body(body: Order) -> None: ...
 
 
+async def on_order_later(order: Order, message: Message[Order]) -> None: ...
+
+
+def on_order_in_parts(order: Order, message: Message[Order]) -> Iterator[int]:
+    yield order.id
+
+
 class Shop:
     def on_order(self, order: Order, message: Message[Order]) -> None: ...
 
@@ -94,6 +101,8 @@ def consumers() -> None:
     spawn("orders", on_orders)  # type: ignore[arg-type]
     spawn("orders", on_order, batch_size=10)  # type: ignore[arg-type]
     spawn("orders", on_body)  # type: ignore[arg-type]
+    spawn("orders", on_order_later)  # type: ignore[arg-type]
+    spawn("orders", on_order_in_parts)  # type: ignore[arg-type]
     spawn("orders", on_order, concurency=10)  # type: ignore[call-overload]
     spawn("orders", on_order, concurrency="10")  # type: ignore[call-overload]
     spawn("orders", on_order, on_error="drop")  # type: ignore[call-overload]
@@ -231,3 +240,15 @@ def misdeclared(order: Order, message: Message[Order]) -> None: ...
 
 
 assert_type(total(Order(1, [])), float)
+
+
+@app.consumer("orders")  # type: ignore[type-var]
+async def on_later(order: Order, message: Message[Order]) -> None: ...
+
+
+@app.consumer("orders")  # type: ignore[type-var]
+def on_too_few(order: Order) -> None: ...
+
+
+@app.every(60)  # type: ignore[type-var]
+async def clean_up() -> None: ...
