@@ -116,7 +116,9 @@ WORKS: dict[str, Work] = {
 }
 
 
-_QUANTILES: Final = (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
+#: Percent of saturation.
+LOADS: Final = (50, 80, 95)
+_QUANTILES: Final = (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"), ("longest", "longest"))
 
 
 def _under_load(title: str) -> tuple[Figure, ...]:
@@ -125,7 +127,7 @@ def _under_load(title: str) -> tuple[Figure, ...]:
         Figure("rate", f"{title}: saturation", "1/s"),
         *(
             Figure(f"{key}_{load}", f"{title} at {load} % of that: {name}", "ms")
-            for load in (50, 90)
+            for load in LOADS
             for key, name in _QUANTILES
         ),
         *(

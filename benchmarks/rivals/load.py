@@ -8,12 +8,11 @@ from time import perf_counter
 from typing import Final
 
 from benchmarks.clock import Figures
+from benchmarks.works import LOADS
 
-#: Percent of saturation.
-LOADS: Final = (50, 90)
 #: Calls or messages a second that each rival can take, to compare them at the same rate.
 RATE: Final = 2000
-QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "longest": 1.0}
 
 #: Takes a count and a rate, 0 for as fast as possible; returns latencies and how long it took.
 Run = Callable[[int, float], tuple[list[float], float]]
@@ -44,5 +43,5 @@ def under_load(run: Run, count: int) -> Figures:
         took, _ = run(count, rate)
         took.sort()
         for name, quantile in QUANTILES.items():
-            figures[f"{name}_{key}"] = took[int(len(took) * quantile)] * 1e3
+            figures[f"{name}_{key}"] = took[min(int(len(took) * quantile), len(took) - 1)] * 1e3
     return figures
