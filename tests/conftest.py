@@ -17,7 +17,7 @@ from gevent import get_hub, monkey
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import newer
-from tests.shares import Share, chosen_kind, is_core
+from tests.shares import Share, chosen_kind, is_core, sample
 
 pytest_plugins = [
     "tests.fix_brokers",
@@ -118,6 +118,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _select(config, items, _uses_newer_server)
     if not config.getoption("--full"):
         _select(config, items, partial(_is_due, config))
+        if not config.getoption("--full-once"):
+            chosen = _samples(items, config.getoption("randomly_seed"))
+            _select(config, items, lambda item: item.nodeid in chosen)
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="runs only with --long")
@@ -151,6 +154,22 @@ def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
         return True  # it runs in no patched process
     kind = "patched" if monkey.is_module_patched("socket") else "plain"
     return chosen_kind(file, config.getoption("randomly_seed")) == kind
+
+
+def _samples(items: list[pytest.Item], seed: object) -> set[str]:
+    """Return the tests that remain when those marked ``sampled`` run a part of their cases."""
+    cases: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+    chosen = set()
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is None:
+            chosen.add(item.nodeid)
+        else:
+            (count,) = marker.args
+            cases[item.nodeid.partition("[")[0], count].append(item.nodeid)
+    for (name, count), ids in cases.items():
+        chosen.update(sample(ids, count, f"{seed} {name}"))
+    return chosen
 
 
 def _uses_newer_server(item: pytest.Item) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -91,6 +92,12 @@ def depends_on_server(file: str) -> bool:
 def chosen_kind(file: str, seed: int) -> str:
     """Return which kind of process runs what only one of the two is to run of a file."""
     return ("plain", "patched")[crc32(f"{seed} {file}".encode()) % 2]
+
+
+def sample(cases: Iterable[str], count: int, seed: str) -> list[str]:
+    """Return *count* of the cases of a test at most, the same ones in whatever order they come."""
+    known = sorted(cases)
+    return random.Random(seed).sample(known, min(count, len(known)))
 
 
 def known_costs(kind: str, is_full: bool) -> Costs:

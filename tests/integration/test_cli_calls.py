@@ -31,6 +31,7 @@ def add(numbers: Any) -> Any:
     return sum(numbers)
 
 
+@pytest.mark.sampled(1)
 def test_rpc_calls_a_server(url: str, unique: str) -> None:
     with Connection(url) as connection:
         consumer = spawn_server(Queue(unique, auto_delete=True), add, connection=connection)
@@ -48,6 +49,7 @@ def test_rpc_calls_a_server(url: str, unique: str) -> None:
     assert text.code == 0
 
 
+@pytest.mark.sampled(1)
 def test_bench_measures(url: str) -> None:
     arguments = ("--messages", "500", "--rate", "500", "--consumers", "2", "--json", "-u", url)
     outcome = run("-m", "greenconn", "bench", *arguments)

@@ -52,6 +52,7 @@ def shown(message: Message) -> tuple[Any, ...]:
     )
 
 
+@pytest.mark.sampled(1)
 def test_the_round_trip_of_whole_messages(url: str, connection: Connection, unique: str) -> None:
     options: dict[str, Any] = {"connection": connection, "declare": True}
     bodies = ({"a": [1, "ä", None]}, "grün", b"\x00\xff\n", "", [1.5, True])

@@ -118,6 +118,7 @@ def test_messages_wait_for_the_next_connection(
         exchange(connection).delete()
 
 
+@pytest.mark.sampled(4)
 def test_hundred_consumers(
     broker_kind: Kind, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -192,6 +193,7 @@ def test_server_is_killed_and_comes_back(
 
 @needs(Can.PROCESSES)
 @pytest.mark.programs
+@pytest.mark.sampled(4)
 def test_killed_consumer_loses_nothing(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -229,6 +231,7 @@ def test_killed_consumer_loses_nothing(
 
 @needs(Can.PROCESSES, Can.SHARED)
 @pytest.mark.programs
+@pytest.mark.sampled(4)
 def test_binding_of_another_process_counts(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -281,6 +284,7 @@ PROBE = "probe"
 
 @needs(Can.PROCESSES)
 @pytest.mark.programs
+@pytest.mark.sampled(4)
 def test_process_that_was_suspended_beyond_its_lease_begins_anew(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -359,6 +363,7 @@ with greenconn.Connection(url, transport_options=json.loads(options)) as connect
 
 @needs(Can.PROCESSES)
 @pytest.mark.programs
+@pytest.mark.sampled(4)
 def test_what_a_killed_process_owned_is_free_after_its_lease(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:

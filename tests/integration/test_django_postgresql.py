@@ -83,6 +83,7 @@ def test_each_version_of_the_schema_has_a_migration_and_a_reversal() -> None:
     assert len(REVERSALS) == len(MIGRATIONS)
 
 
+@pytest.mark.full
 def test_migrate_and_back(project: Project) -> None:
     assert "Bring the tables of a broker" in project.manage("migrate", "--plan")
     project.manage("migrate")

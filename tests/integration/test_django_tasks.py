@@ -136,6 +136,7 @@ def test_the_tasks_of_a_project(env: dict[str, str], unique: str) -> None:
         assert channel.queue_declare(f"{unique}-default.dead", passive=True).message_count == 1
 
 
+@pytest.mark.full
 def test_workers_that_are_killed_and_stopped(env: dict[str, str], tmp_path: Path) -> None:
     enqueue = f"from letters.tasks import wait; print(wait.enqueue({str(tmp_path)!r}).id)"
     [id] = shell(enqueue, env)

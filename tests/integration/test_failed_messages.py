@@ -87,6 +87,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("place", ["dead", "exchange"])
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+@pytest.mark.sampled(48)
 def test_failed_message_is_kept(
     connection: Connection, unique: str, failure: Failure, place: str
 ) -> None:
@@ -188,6 +189,7 @@ def test_losing_a_message_is_asked_for(connection: Connection, unique: str) -> N
     ("consumed", "published"),
     [(None, True), (True, None), (False, True), (True, False), ("own", True), (False, "own")],
 )
+@pytest.mark.sampled(36)
 def test_forms_of_dead_letter_mix(
     connection: Connection,
     broker_kind: Kind,

@@ -151,6 +151,7 @@ gevent.sleep(0.5)
 
 
 @pytest.mark.parametrize("fixture", ["amqp_url", "redis_url", "sqlite_url"])
+@pytest.mark.sampled(1)
 def test_greenlets_that_the_program_leaves_end_without_a_word(
     request: pytest.FixtureRequest, fixture: str, queue: str, patched: bool
 ) -> None:

@@ -75,6 +75,7 @@ def left(connection: Connection, queue: str) -> int:
     return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
 
 
+@pytest.mark.sampled(2)
 def test_interruptions_leave_no_claim_and_handle_nothing_twice(ids: IdStore, unique: str) -> None:
     """Timeouts and kills come at any moment of a call of the store.  A claim that is left lasts."""
     calls: Counter[int] = Counter()

@@ -534,6 +534,7 @@ class Publishers:
 
 
 @pytest.mark.parametrize("how", ["stop_app", "kill"])
+@pytest.mark.sampled(1)
 def test_nothing_that_was_published_is_lost_when_the_broker_restarts(
     own: Connection, own_rabbitmq: RabbitMQ, unique: str, how: str, long: bool
 ) -> None:

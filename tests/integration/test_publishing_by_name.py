@@ -248,6 +248,7 @@ def test_another_broker_is_not_waited_for(unique: str) -> None:
 
 
 @needs(Can.PROCESSES)
+@pytest.mark.sampled(3)
 def test_a_worker_in_another_process(
     broker_kind: Kind, connection: Connection, kind_url: str, unique: str
 ) -> None:

@@ -109,6 +109,7 @@ def test_one_process_until_it_is_told_to_stop(connection: Connection, runs: Any)
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.full), 2])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.sampled(1)
 def test_a_second_signal_interrupts(
     connection: Connection, runs: Any, second: signal.Signals, processes: int
 ) -> None:
@@ -264,6 +265,7 @@ def get(url: str) -> Any:
         (":app", "application must be given as module:name, got ':app'"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_what_cannot_be_started(
     env: dict[str, str], target: str, text: str, processes: int
 ) -> None:
@@ -369,6 +371,7 @@ def test_blocking_handlers_wait_side_by_side(
 
 
 @pytest.mark.parametrize("signals", [["SIGHUP"], ["SIGTTOU", "SIGTTIN"]], ids="-".join)
+@pytest.mark.sampled(1)
 def test_a_process_takes_over_the_probes_of_one_whose_handler_runs(
     connection: Connection, runs: Any, signals: list[str]
 ) -> None:

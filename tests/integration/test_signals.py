@@ -87,6 +87,7 @@ while interrupted < INTERRUPTIONS:
 
 
 @pytest.mark.parametrize("kind", ["connections", "producers"])
+@pytest.mark.sampled(1)
 def test_a_pool_loses_no_place_by_signals(kind: str, long: bool) -> None:
     outcome = run("-W", "ignore", "-c", PROGRAM, kind, "5000" if long else "60")
     assert outcome.code == 0, outcome.errors

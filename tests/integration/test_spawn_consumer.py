@@ -236,6 +236,7 @@ def test_failures_retries_and_the_dead_letter_queue(
 
 
 @pytest.mark.parametrize("how", ["stop", "stop_now", "pause", "kill", "killall"])
+@pytest.mark.sampled(6)
 def test_ending_under_load_loses_nothing(
     connection: Connection, broker: Broker, q: str, long: bool, how: str
 ) -> None:

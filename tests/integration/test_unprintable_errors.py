@@ -135,6 +135,7 @@ WAYS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("handler", "options"), WAYS.values(), ids=WAYS)
+@pytest.mark.sampled(20)
 def test_a_message_that_comes_back_at_once_waits(
     connection: Connection, unique: str, handler: Callable[..., None], options: dict[str, Any]
 ) -> None:

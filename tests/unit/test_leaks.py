@@ -75,6 +75,7 @@ def test_every_planted_test_is_expected(outcomes: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.parametrize("name", LEFT)
+@pytest.mark.sampled(6)
 def test_what_is_left_is_named_once(outcomes: dict[str, list[str]], name: str) -> None:
     (text,) = outcomes[name]
     assert re.search(LEFT[name], text), text

@@ -150,6 +150,7 @@ def _use(seen: Seen, *arguments: Any, **options: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("scheme", [*SCHEMES, *PLUS_SCHEMES])
+@pytest.mark.sampled(40)
 def test_a_url(scheme: str, seen: Seen) -> None:
     for form in FORMS:
         url = form.format(s=scheme, p=SECRET)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.shares import CORE, OVER_IT, chosen_files, chosen_kind, depends_on_server, is_core
+from tests.shares import (
+    CORE,
+    OVER_IT,
+    chosen_files,
+    chosen_kind,
+    depends_on_server,
+    is_core,
+    sample,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,3 +59,12 @@ def test_chosen_files(arguments: list[str], some: set[str]) -> None:
     assert all((ROOT / file).is_file() for file in found)
     if arguments:
         assert all(file.startswith("tests/unit/") for file in found)
+
+
+def test_each_seed_has_some_cases_and_all_seeds_have_all() -> None:
+    cases = [f"case-{number}" for number in range(12)]
+    chosen = [sample(cases, 3, str(seed)) for seed in range(40)]
+    assert chosen == [sample(reversed(cases), 3, str(seed)) for seed in range(40)]
+    assert {len(each) for each in chosen} == {3}
+    assert set().union(*chosen) == set(cases)
+    assert sorted(sample(cases, 20, "0")) == sorted(cases)

@@ -302,6 +302,7 @@ def test_messages_of_hypothesis(app: App) -> None:
     assert caught.value.history == "1: kill 1.1"
 
 
+@pytest.mark.full
 def test_the_options_of_pytest(tmp_path: Path) -> None:
     from tests.integration.processes import run
 

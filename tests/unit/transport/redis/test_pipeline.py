@@ -99,6 +99,7 @@ def test_killed_callers_keep_their_places(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["call", "ask"])
+@pytest.mark.sampled(1)
 def test_replies_reach_their_callers_after_a_signal_amid_a_command(
     opened: Opened, losses: Losses, many: bool
 ) -> None:
