@@ -37,7 +37,9 @@ QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[..., Any]
 #: What a handler may return, for type checkers.  It is not used; but a coroutine or a generator, of
 #: which nothing would run, is neither of them.
-Returned: TypeAlias = "bool | float | str | bytes | Sequence[Any] | Mapping[Any, Any] | Set[Any] | None"
+Returned: TypeAlias = (
+    "bool | float | str | bytes | Sequence[Any] | Mapping[Any, Any] | Set[Any] | None"
+)
 OnError: TypeAlias = (
     "Literal['dead_letter', 'reject', 'requeue', 'discard'] | Callable[[Any, BaseException], Any]"
 )
