@@ -161,7 +161,7 @@ async def coroutine() -> None:
 
 def test_a_function_that_would_never_run(app: App) -> None:
     with pytest.raises(TypeError, match="would never run"):
-        app.every(60)(coroutine)
+        app.every(60)(coroutine)  # type: ignore[type-var]
 
 
 def test_a_clock_that_the_test_moves(app: App) -> None:
