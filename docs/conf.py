@@ -77,6 +77,19 @@ def leave_out_of_search(app: Sphinx, document: nodes.document) -> None:
         app.env.metadata[app.env.docname]["nosearch"] = "true"
 
 
+def make_reachable(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Let the keyboard scroll what is too wide for its place, and give captions of the menu a level."""
+    for name, before, after in (
+        ("body", '<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">'),
+        ("body", '<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'),
+        ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
+    ):
+        if isinstance(text := context.get(name), str):
+            context[name] = text.replace(before, after)
+
+
 def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
     """Links to ``page.rst`` lead to the page; those to other files, to the source of this version."""
     folder = Path(app.env.doc2path(app.env.docname)).parent
@@ -113,4 +126,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", lead_to_pages)
     app.connect("doctree-read", drop_contents)
     app.connect("doctree-read", set_dashes)
+    app.connect("html-page-context", make_reachable, priority=900)  # after the theme
     return {"parallel_read_safe": True}
