@@ -8,11 +8,10 @@ from time import perf_counter
 from typing import Final
 
 from benchmarks.clock import Figures
-from benchmarks.works import LOADS
+from benchmarks.works import LOADS, QUANTILES
 
 #: Calls or messages a second that each rival can take, to compare them at the same rate.
 RATE: Final = 2000
-QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "longest": 1.0}
 
 #: Takes a count and a rate, 0 for as fast as possible; returns latencies and how long it took.
 Run = Callable[[int, float], tuple[list[float], float]]
