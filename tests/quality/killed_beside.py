@@ -123,17 +123,13 @@ else new Worker("killed", async (job) => {
 
 
 class Library(NamedTuple):
-    """A library with its worker, and the command that sends so many messages."""
+    """A library with its worker, and the command that sends as many messages as its argument says."""
 
     title: str
     source: str
     command: list[str]
     environment: dict[str, str] = {}
-    send: Callable[[int], list[str]] = lambda messages: [
-        sys.executable,
-        "-c",
-        f"import worker; worker.send({messages})",
-    ]
+    sender: list[str] = [sys.executable, "-c", "import sys, worker; worker.send(int(sys.argv[1]))"]
     file: str = "worker.py"
     brokers: tuple[str, ...] = ("RabbitMQ", "Redis")
 
@@ -166,11 +162,11 @@ def bullmq(modules: Path) -> Library:
     return Library(
         "BullMQ",
         _BULLMQ,
-        ["node", "worker.js"],
+        worker := ["node", "worker.js"],
         {"NODE_PATH": str(modules.resolve())},
-        lambda messages: ["node", "worker.js", str(messages)],
-        "worker.js",
-        ("Redis",),
+        sender=worker,
+        file="worker.js",
+        brokers=("Redis",),
     )
 
 
@@ -196,7 +192,7 @@ def measured(library: Library, url: str, messages: int, wait: float) -> Outcome:
             "HISTORY": str(history),
             "PYTHONPATH": f"{folder}{os.pathsep}{os.getcwd()}",
         }
-        subprocess.run(library.send(messages), cwd=folder, env=environment, check=True)
+        subprocess.run([*library.sender, str(messages)], cwd=folder, env=environment, check=True)
         first = _start(library, folder, environment)
         _until(lambda: _count(history, "begin") >= CONCURRENCY, SOON)
         os.killpg(first.pid, signal.SIGKILL)
