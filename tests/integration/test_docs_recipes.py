@@ -65,11 +65,11 @@ CHOSEN_FOR = {
     *("An API that says Retry-After", "Broadcast to all processes"),
 }
 WITH_LIMITS = ("redis", "sqlite", "memory", "postgresql")
-OTHERS = ("mongodb", "couchdb", "beanstalk")
+OTHERS = ("mongodb", "couchdb", "beanstalk", "sqs")
 #: What brokers refuse with an error, as the pages say.
 REFUSED = {
     "Order by key": OTHERS,
-    "Broadcast to all processes": ("couchdb", "beanstalk"),
+    "Broadcast to all processes": ("couchdb", "beanstalk", "sqs"),
 }
 
 
