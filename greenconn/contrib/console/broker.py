@@ -39,7 +39,7 @@ logger = logging.getLogger("greenconn.console")
 #: Seconds between two looks at the queues while a page is open.
 INTERVAL: Final = 2.0
 #: A look takes at most one part in so many of the time.
-SHARE: Final = 50
+SHARE: Final = 75
 #: Seconds after the last request until the console stops looking at the broker.
 IDLE: Final = 30.0
 #: Seconds for which messages that were looked at are shown again.
