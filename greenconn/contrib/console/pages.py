@@ -70,6 +70,9 @@ COUNTS: Final = (10, 50, 100, 500)
 BODY: Final = 4000
 WHOLE_BODY: Final = 200_000
 VALUE: Final = 500
+#: Characters of the body of a message that a handler has, and bytes of the largest that is shown.
+LINE: Final = 80
+LARGE: Final = 10_000
 #: Bytes of a form.
 MOST_BYTES: Final = 4 * 2**20
 
@@ -364,14 +367,17 @@ class Pages:
         first = (rows - 1) * ROWS
         shown = found[first : first + ROWS]
         ready = sum(each.figures.ready or 0 for each, _ in found)
+        dead = sum(each.figures.ready or 0 for each, _ in found if each.figures.name.endswith(DEAD))
         has_rates = any(each.figures.out_rate is not None for each, _ in found)
+        # Not every broker tells it.
+        has_unacked = any(each.figures.unacked is not None for each, _ in shown)
         head = _heads(
             request,
             sort,
             ("name", "Queue", ""),
             ("state", "State", ""),
             ("ready", "Ready", "num"),
-            ("", "Unacked", "num opt"),
+            *([("", "Unacked", "num opt")] * has_unacked),
             ("", "Consumers", "num opt"),
             *(
                 (("", "In/s", "num opt"), ("", "Out/s", "num opt"))
@@ -381,12 +387,22 @@ class Pages:
             ("", "Lag", "num opt"),
             ("", "Trend", "opt"),
         )
-        body = join(self._queue_row(request, each, state, has_rates) for each, state in shown)
+        body = join(
+            self._queue_row(request, each, state, has_rates, has_unacked) for each, state in shown
+        )
         summary = html(
-            '<p id="summary" class="summary"><b>{count}</b> {queues}, <b>{ready}</b> ready, {when}</p>',
+            '<p id="summary" class="summary"><b>{count}</b> {queues}, <b>{ready}</b> ready{dead}, '
+            "{when}</p>",
             count=number(len(found)),
             queues="queue" if len(found) == 1 else "queues",
             ready=number(ready),
+            dead=html(
+                ', <b>{count}</b> of them <a href="{href}">dead letters</a>',
+                count=number(dead),
+                href=request.link("dead"),
+            )
+            if dead
+            else None,
             when=_read_at(snapshot),
         )
         return join(
@@ -416,16 +432,19 @@ class Pages:
                 found.append((trend, own))
         return found
 
-    def _queue_row(self, request: Request, trend: QueueTrend, state: str, has_rates: bool) -> Html:
+    def _queue_row(
+        self, request: Request, trend: QueueTrend, state: str, has_rates: bool, has_unacked: bool
+    ) -> Html:
         figures = trend.figures
         rates = (figures.in_rate, figures.out_rate) if has_rates else (trend.change,)
+        columns = [number(figures.unacked)] * has_unacked
+        columns += [number(figures.consumers), *map(rate, rates)]
+        columns.append(span(trend.lag) if figures.ready else "-")
         page = "dead/letters" if figures.name.endswith(DEAD) else "queue"
         return html(
             '<tr data-key="{name}"><th scope="row"><a href="{href}"><bdi>{name}</bdi></a>{kind}</th>'
             "<td>{state}</td>"
-            '<td class="num strong">{ready}</td><td class="num opt">{unacked}</td>'
-            '<td class="num opt">{consumers}</td>{rates}<td class="num opt">{lag}</td>'
-            '<td class="opt">{trend}</td></tr>',
+            '<td class="num strong">{ready}</td>{columns}<td class="opt">{trend}</td></tr>',
             name=figures.name,
             href=request.link(page, name=figures.name),
             kind=html(' <span class="kind">{kind}</span>', kind=figures.kind)
@@ -433,10 +452,7 @@ class Pages:
             else None,
             state=_state(state),
             ready=number(figures.ready),
-            unacked=number(figures.unacked),
-            consumers=number(figures.consumers),
-            rates=join(html('<td class="num opt">{rate}</td>', rate=rate(each)) for each in rates),
-            lag=span(trend.lag) if figures.ready else "-",
+            columns=join(html('<td class="num opt">{text}</td>', text=each) for each in columns),
             trend=sparkline(trend.totals),
         )
 
@@ -585,19 +601,30 @@ class Pages:
     def _body(self, message: Message, length: int) -> Html:
         if not self.show_bodies:
             return html('<p class="note">The body is not shown here.</p>')
+        return html(
+            '<pre class="body" tabindex="0"><code>{text}</code></pre>',
+            text=shortened(self._body_text(message, indent=2), length),
+        )
+
+    def _body_text(self, message: Message, indent: int | None) -> str:
+        """Return the body as text, without the values of fields that are masked."""
         try:
             body = body_of(message)
             if isinstance(body, (bytes, bytearray)):
-                text = bytes(body).decode("utf-8", "backslashreplace")
-            elif isinstance(body, str):
-                text = body
-            else:
-                masked = self._mask.apply(body)
-                text = json.dumps(masked, indent=2, default=repr, ensure_ascii=False)
+                return bytes(body).decode("utf-8", "backslashreplace")
+            if isinstance(body, str):
+                return body
+            masked = self._mask.apply(body)
+            return json.dumps(masked, indent=indent, default=repr, ensure_ascii=False)
         except RecursionError:
-            text = repr(message.body)
+            return repr(message.body)
+
+    def _excerpt(self, message: Message) -> Html | None:
+        """Return the beginning of a body on a line; None: bodies are not shown, or it is a large one."""
+        if not self.show_bodies or len(message.body or b"") > LARGE:
+            return None
         return html(
-            '<pre class="body" tabindex="0"><code>{text}</code></pre>', text=shortened(text, length)
+            '<div class="text">{text}</div>', text=shortened(self._body_text(message, None), LINE)
         )
 
     # -- dead letters
@@ -916,13 +943,14 @@ class Pages:
         rows = join(
             html(
                 '<tr data-key="{key}"><th scope="row"><bdi>{queue}</bdi></th><td>{handler}</td>'
-                '<td class="num strong">{seconds}</td><td class="opt">{message}</td>'
+                '<td class="num strong">{seconds}</td><td class="opt">{message}{body}</td>'
                 '<td class="place opt">{place}</td><td>{button}</td></tr>',
                 key=each.key,
                 queue=each.event.queue,
                 handler=each.event.handler or "-",
                 seconds=span(each.seconds),
                 message=shortened(_name_of(each.message), 60),
+                body=self._excerpt(each.message),
                 place=each.place,
                 button=_button(request, "interrupt", "Interrupt", key=each.key),
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gevent.event import Event
 
 import greenconn
 from greenconn import App, Connection, Queue
@@ -289,6 +290,33 @@ def test_bodies_and_fields_are_hidden(connection: Connection) -> None:
     assert "The body is not shown here." in client.get("queue", name="secret").shown
     assert client.post("edit", **FORMS["edit"]).status == 403
     hidden.close()
+
+
+def test_a_running_handler_shows_what_it_has(connection: Connection) -> None:
+    shows, hides = Console(connection), Console(connection, show_bodies=False)
+    begun, may_end = Event(), Event()
+
+    def handler(body: Any, message: Any) -> None:
+        if body["n"] == 2:
+            begun.set()
+        may_end.wait(30)
+
+    consumer = greenconn.spawn_consumer(
+        Queue("slow"), handler, concurrency=2, connection=connection
+    )
+    for body in ({"n": 1, "password": "s3cret", "why": "<b>" * 90}, {"n": 2, "why": "y" * 20_000}):
+        greenconn.publish(Queue("slow"), body, connection=connection)
+    assert begun.wait(30)
+    shown = Client(shows).get("handlers").shown
+    assert '{"n": 1, "password": "**", "why": "<b><b>' in shown
+    assert "characters)" in shown
+    assert "s3cret" not in shown
+    assert '{"n": 2' not in shown, "a large body is left out"
+    assert '"n"' not in Client(hides).get("handlers").shown
+    may_end.set()
+    assert consumer.stop(30)
+    for console in (shows, hides):
+        console.close()
 
 
 @pytest.mark.parametrize(
