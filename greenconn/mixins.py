@@ -200,9 +200,6 @@ class ConsumerMixin:
         """Run the consumers on a connection of their own and yield them.  May switch."""
         with self.establish_connection() as connection:
             self.on_connection_revived()
-            logger.info(
-                "connected to %s", connection.as_uri(), extra={"connection": connection.as_uri()}
-            )
             channel = connection.default_channel
             make = partial(Consumer, channel, on_decode_error=self.on_decode_error)
             with self._consume_from(*self.get_consumers(make, channel)) as consumers:
