@@ -30,9 +30,11 @@ def needed(module: str, package: str, extra: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != package:
             raise
-        raise MissingExtra(
+        error = MissingExtra(
             f"{package} is not installed: pip install 'greenconn[{extra}]'", name=exc.name
-        ) from exc
+        )
+        # A traceback through the import system says nothing more, unless only a part is missing.
+        raise error from (None if exc.name == package else exc)
 
 
 def native(module: str, name: str) -> Any:
