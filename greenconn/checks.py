@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeAlias, TypeVar, overload
 
@@ -31,6 +31,37 @@ Seconds: TypeAlias = float | timedelta
 #: Plain values that stand for no text; any other object may, as an exchange stands for its name.
 _NO_TEXT: Final = (bytes, bytearray, int, float, list, tuple, dict, set, frozenset)
 _NO_TABLE: Final = (str, bytes, bytearray, int, float, list, tuple, set, frozenset)
+
+#: RabbitMQ's arguments, those of its plugins and of LavinMQ among them.
+QUEUE_ARGUMENTS: Final = frozenset(
+    {
+        *("x-cache-size", "x-cache-ttl", "x-consumer-disconnected-timeout", "x-consumer-timeout"),
+        *("x-dead-letter-exchange", "x-dead-letter-routing-key", "x-dead-letter-strategy"),
+        *("x-deduplication-header", "x-delayed-retry-max", "x-delayed-retry-min"),
+        *("x-delayed-retry-type", "x-delivery-limit", "x-expires", "x-ha-policy"),
+        *("x-initial-cluster-size", "x-max-age", "x-max-in-memory-bytes", "x-max-in-memory-length"),
+        *("x-max-length", "x-max-length-bytes", "x-max-priority", "x-message-deduplication"),
+        *("x-message-ttl", "x-overflow", "x-queue-leader-locator", "x-queue-master-locator"),
+        *("x-queue-mode", "x-queue-type", "x-queue-version", "x-quorum-initial-group-size"),
+        *("x-quorum-target-group-size", "x-single-active-consumer", "x-stream-filter-size-bytes"),
+        *("x-stream-max-segment-size-bytes", "x-super-stream"),
+    }
+)
+EXCHANGE_ARGUMENTS: Final = frozenset(
+    {
+        *("alternate-exchange", "hash-header", "hash-property", "x-cache-size", "x-cache-ttl"),
+        *("x-delayed-type", "x-message-deduplication", "x-super-stream"),
+    }
+)
+CONSUMER_ARGUMENTS: Final = frozenset(
+    {
+        *("x-cancel-on-ha-failover", "x-consumer-timeout", "x-credit", "x-priority"),
+        *("x-stream-filter", "x-stream-match-unfiltered", "x-stream-offset"),
+    }
+)
+#: How much a name resembles another one that it is taken for: an exchange of two letters, a missing or
+#: another word at its end.
+_RESEMBLANCE: Final = 0.77
 
 #: Unknown keywords of kombu's classes that were logged, with those classes; None: they are refused.
 _tolerated: set[tuple[str, str]] | None = None
@@ -168,13 +199,16 @@ def check_keywords(
         text = f"{called}() has no option {name!r}; {did_you_mean(name, known)}"
         if not is_kombus or _tolerated is None:
             raise TypeError(text)
-        if (called, name) not in _tolerated:
-            import logging  # for programs of kombu only: green imports this, and registers nothing
+        _log_tolerated(called, name, f"unknown keyword, accepted as by kombu: {text}")
 
-            _tolerated.add((called, name))
-            logging.getLogger("greenconn.checks").warning(
-                "unknown keyword, accepted as by kombu: %s", text
-            )
+
+def _log_tolerated(called: str, name: str, text: str) -> None:
+    """Log, once, what programs of kombu may do."""
+    if _tolerated is not None and (called, name) not in _tolerated:
+        import logging  # for programs of kombu only: green imports this, and registers nothing
+
+        _tolerated.add((called, name))
+        logging.getLogger("greenconn.checks").warning("%s", text)
 
 
 def tolerate_keywords() -> None:
@@ -302,6 +336,37 @@ def check_tables(entity: object, *arguments: str) -> None:
             raise TypeError(
                 f"{argument} of {type(entity).__name__} must be a dict or None, got {value!r}"
             )
+
+
+def check_argument_names(entity: Any, argument: str, known: frozenset[str]) -> None:
+    """Check that no name among the arguments is a misspelled one of the *known*.
+
+    RabbitMQ accepts and ignores every name that it does not know: with ``x-dead-letter-exchagne``,
+    messages are lost.  Names that resemble none are of a plugin.
+
+    Arguments:
+        entity: has a name.
+        argument: the attribute with the dict of arguments.
+
+    Raises:
+        ValueError: one is; programs that import this by kombu's name get a line in the log.
+    """
+    for name in getattr(entity, argument) or ():
+        if name not in known and isinstance(name, str) and (meant := _resembled(name, known)):
+            kind = type(entity).__name__
+            place = f"{argument} of {kind} {entity.name!r}"
+            text = f"{place}: brokers ignore {name!r}; did you mean {meant!r}?"
+            if _tolerated is None:
+                raise ValueError(text)
+            _log_tolerated(kind, name, f"misspelled argument, accepted as by kombu: {text}")
+
+
+@lru_cache(256)
+def _resembled(name: str, known: frozenset[str]) -> str | None:
+    from difflib import get_close_matches  # rarely needed
+
+    near = get_close_matches(name, sorted(known), 1, _RESEMBLANCE)
+    return near[0] if near else None
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -440,8 +440,29 @@ def known_options(
     options, unknown = from_transport_options(cls, mapping or {})
     ignored = sorted(set(unknown).difference(ConnectOptions.fields))
     if ignored:
-        logger.warning("%s: unknown transport options are ignored: %s", where, ignored)
+        warn_of_ignored(ignored, {*cls.fields, *ConnectOptions.fields}, where, logger)
     return options
+
+
+def warn_of_ignored(
+    ignored: Iterable[str], known: Collection[str], where: str, logger: logging.Logger
+) -> None:
+    """Log the transport options that are none, each with the one that may be meant.  Never switches.
+
+    They are not refused: one dict is often for the brokers of several transports.
+    """
+    from difflib import get_close_matches  # rarely needed
+
+    parts = []
+    for name in ignored:
+        near = get_close_matches(str(name), sorted(known), 1, 0.77)
+        parts.append(f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name))
+    logger.warning(
+        "%s: unknown transport options are ignored: %s",
+        where,
+        ", ".join(parts),
+        extra={"connection": where},
+    )
 
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})

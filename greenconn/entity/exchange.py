@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 
 from greenconn.abstract import MaybeChannelBound, Object
-from greenconn.checks import check_keywords, check_names, check_tables
+from greenconn.checks import (
+    EXCHANGE_ARGUMENTS,
+    check_argument_names,
+    check_keywords,
+    check_names,
+    check_tables,
+)
 from greenconn.encoding import plain_text
 from greenconn.signatures import shows
 
@@ -108,6 +114,7 @@ class Exchange(MaybeChannelBound):
         check_tables(self, "arguments")
         self.name = plain_text(name or self.name)
         self.type = plain_text(type or self.type)
+        check_argument_names(self, "arguments", EXCHANGE_ARGUMENTS)
         self.maybe_bind(channel)
 
     def __hash__(self) -> int:

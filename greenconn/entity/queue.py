@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 from uuid import UUID
 
 from greenconn.abstract import MaybeChannelBound, Object
-from greenconn.checks import check_keywords, check_names, check_tables
+from greenconn.checks import (
+    CONSUMER_ARGUMENTS,
+    QUEUE_ARGUMENTS,
+    check_argument_names,
+    check_keywords,
+    check_names,
+    check_tables,
+)
 from greenconn.encoding import plain_text
 from greenconn.entity.exchange import Exchange, name_of, pretty_bindings, shown
 from greenconn.exceptions import ContentDisallowed
@@ -170,6 +177,8 @@ class Queue(MaybeChannelBound):
                 f"bindings, got {exchange!r}"
             )
         self.name = plain_text(name or self.name)
+        check_argument_names(self, "queue_arguments", QUEUE_ARGUMENTS)
+        check_argument_names(self, "consumer_arguments", CONSUMER_ARGUMENTS)
         if isinstance(exchange, str):
             self.exchange = Exchange(exchange)
         elif isinstance(exchange, Exchange):

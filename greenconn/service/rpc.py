@@ -448,8 +448,7 @@ class _Replies:
         """Fail a call whose request was returned."""
         slot = self.waiting.get(str(message.properties.get("correlation_id")))
         if slot is not None:
-            text = f"{exc}: a call with routing key {routing_key!r} reached no queue"
-            slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
+            slot.fail(Unroutable(str(exc), exchange=exchange, routing_key=routing_key))
 
     def requeue_unseen(self) -> None:
         """Do nothing: replies need no ack."""
@@ -500,9 +499,14 @@ class _RpcClient:
             is_awaited = bool(self._expected) and is_expected(session, name)
             try:
                 return self.ask(message, deadline)
-            except Unroutable:
+            except Unroutable as exc:
                 if not is_awaited and not is_expected(session, name):
-                    raise
+                    raise Unroutable(
+                        f"a call to {message.options} of {self._publisher.label} reached no queue: "
+                        f"start its server first, or check the name ({exc})",
+                        exchange=exc.exchange,
+                        routing_key=exc.routing_key,
+                    ) from exc
                 message.maybe_delivered = False
             try:
                 wait_declared(session, name, deadline)

@@ -140,6 +140,7 @@ def test_unknown_keywords_are_logged_once() -> None:
         + dedent("""
         from kombu import Connection, Exchange, Queue
         for _ in range(2):
+            Queue("bills", queue_arguments={"x-expire": 5})
             queue = Queue("mail", Exchange("letters", tpye="fanout"), dead_leter=True)
             with Connection("memory://", hartbeat=3).clone() as connection:
                 queue(connection).declare()
@@ -161,6 +162,7 @@ def test_unknown_keywords_are_logged_once() -> None:
         "Retry() has no option 'dely'; did you mean 'delay'?",
     ]
     said = [
+        "queue_arguments of Queue 'bills': brokers ignore 'x-expire'; did you mean 'x-expires'?",
         "Exchange() has no option 'tpye'; did you mean 'type'?",
         "Queue() has no option 'dead_leter'; did you mean 'dead_letter'?",
         "Connection() has no option 'hartbeat'; did you mean 'heartbeat'?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -10,6 +11,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.entities import KNOWN, ArgumentOf
+from greenconn.checks import CONSUMER_ARGUMENTS, EXCHANGE_ARGUMENTS, QUEUE_ARGUMENTS
 from greenconn.entity import Exchange, Queue, binding, maybe_declare
 from greenconn.exceptions import ContentDisallowed, PreconditionFailed, RecoverableConnectionError
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
@@ -25,6 +28,52 @@ def test_exchange_on_another_channel(client: FakeClient, channel: FakeChannel) -
     exchange.unbind_from("s", channel=other)
     assert channel.calls == []
     assert other.methods == ["exchange_declare", "exchange_bind", "exchange_unbind"]
+
+
+# Misspelled arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "meant"),
+    [
+        (lambda given: Queue("bills", queue_arguments=given), "x-mesage-ttl", "x-message-ttl"),
+        (lambda given: Queue("bills", queue_arguments=given), "message-ttl", "x-message-ttl"),
+        (
+            lambda given: Queue("bills", queue_arguments=given),
+            "x-dead-letter-exchagne",
+            "x-dead-letter-exchange",
+        ),
+        (lambda given: Queue("bills", consumer_arguments=given), "x-priorty", "x-priority"),
+        (
+            lambda given: Exchange("bills", arguments=given),
+            "alternate-exchang",
+            "alternate-exchange",
+        ),
+    ],
+)
+def test_an_argument_that_brokers_would_ignore_is_an_error(
+    make: Callable[[dict[str, Any]], object], wrong: str, meant: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"'bills': brokers ignore '{wrong}'; did you mean '{meant}'"
+    ):
+        make({wrong: "kept"})
+    make({meant: "kept"})
+
+
+def test_arguments_of_plugins_are_passed_on() -> None:
+    given = {"x-plugin-setting": 1, "colour": "green", "x-message-deduplication": True}
+    assert Queue("bills", queue_arguments=given).queue_arguments == given
+
+
+def test_all_arguments_that_transports_know_are_known() -> None:
+    known = {
+        ArgumentOf.QUEUE: QUEUE_ARGUMENTS,
+        ArgumentOf.EXCHANGE: EXCHANGE_ARGUMENTS,
+        ArgumentOf.CONSUMER: CONSUMER_ARGUMENTS,
+    }
+    for kind, names in known.items():
+        assert names >= set(KNOWN[kind])
 
 
 # Bindings

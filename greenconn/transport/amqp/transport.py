@@ -17,7 +17,12 @@ from greenconn.exceptions import (
 )
 from greenconn.green.connect import numeric
 from greenconn.green.deadline import Deadline
-from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_options
+from greenconn.options import (
+    BROKER_HEARTBEAT,
+    AmqpOptions,
+    from_transport_options,
+    warn_of_ignored,
+)
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.handshake import rabbitmq_version
@@ -169,12 +174,8 @@ class Transport(base.Transport[AmqpLink]):
         options, unknown = from_transport_options(AmqpOptions, self.client.transport_options or {})
         ignored = sorted(set(unknown) - _COMMON) if unknown and warns else ()
         if ignored:
-            logger.warning(
-                "%s: unknown transport options are ignored: %s",
-                self.client.as_uri(),
-                ignored,
-                extra={"connection": self.client.as_uri()},
-            )
+            known = {*AmqpOptions.fields, *_COMMON}
+            warn_of_ignored(ignored, known, self.client.as_uri(), logger)
         return options
 
     def create_channel(self, connection: AmqpLink) -> Channel:
