@@ -62,6 +62,7 @@ from greenconn.session.session import Session
 from greenconn.signatures import shows
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
+from greenconn.worker.failures import own_traceback
 from greenconn.worker.options import CONSUMER_OPTIONS, ServerArguments, option_defaults
 
 if TYPE_CHECKING:
@@ -323,9 +324,10 @@ class _Server:
                     result = self._function(body)
             check_has_run("the function", result)
         except Exception as exc:
-            logger.exception(
+            logger.error(
                 "RPC function %s of queue %r failed",
                 *self._where(message),
+                exc_info=(type(exc), exc, own_traceback(exc)),
                 extra=self._fields(message),
             )
             self._reply_error(message, exc)

@@ -41,6 +41,8 @@ from greenconn.publishing.publisher import OutgoingMessage, PublishOptions
 from greenconn.worker.options import QueueLike
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from greenconn.connection import Connection
     from greenconn.message import Message
     from greenconn.worker.lifecycle import ConsumerLifecycle
@@ -64,6 +66,10 @@ ERROR: Final = "x-greenconn-error"
 TEXT: Final = "x-greenconn-error-text"
 #: The end of its traceback.
 TRACEBACK: Final = "x-greenconn-traceback"
+#: What calls a handler.  Its lines in a traceback are the same for each failure.
+_CALLERS: Final = frozenset(
+    f"greenconn.{name}" for name in ("service.rpc", "worker.handling", "worker.ordering")
+)
 FAILURE_HEADERS: Final = frozenset(
     {ATTEMPTS, FIRST_FAILURE, EXCHANGE, ROUTING_KEY, QUEUE, REASON, ERROR, TEXT, TRACEBACK}
 )
@@ -332,10 +338,18 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
+def own_traceback(exc: BaseException) -> TracebackType | None:
+    """Return the traceback without the functions that call the handler; all, if they have failed."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _CALLERS:
+        trace = trace.tb_next
+    return trace or exc.__traceback__
+
+
 def _traceback_of(exc: BaseException) -> str:
     """Return the end of the traceback, as text that each broker can store."""
     try:
-        text = "".join(format_exception(exc))[-LONGEST_TRACEBACK:]
+        text = "".join(format_exception(type(exc), exc, own_traceback(exc)))[-LONGEST_TRACEBACK:]
     except Exception:  # of what the program has made of its error
         text = error_text(exc)
     return escaped(text)

@@ -50,6 +50,7 @@ from greenconn.worker.failures import (
     RetryLater,
     attempts_of,
     note_failure,
+    own_traceback,
     restore_route,
 )
 from greenconn.worker.ordering import keeps_key, let_next_begin
@@ -586,7 +587,7 @@ class Handling:
             "" if attempt is None else f" in attempt {attempt}",
             message.delivery_tag,
             outcome,
-            exc_info=(type(exc), exc, exc.__traceback__),
+            exc_info=(type(exc), exc, own_traceback(exc)),
             extra=self._fields(message, attempt),
         )
 

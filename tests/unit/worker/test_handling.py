@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from time import monotonic
+from traceback import extract_tb
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -81,6 +82,30 @@ def test_each_failure_is_logged_once(
     consumer = spawn("q", seen)
     count(consumer, rejected=5)
     assert len(failures) == len([each for each in failures if each.exc_info]) == 5
+
+
+def test_a_traceback_begins_at_the_handler(spawn: Spawn, broker: Broker, failures: Records) -> None:
+    def handler(body: Any, message: Any) -> None:
+        raise Boom
+
+    broker.publish("q", "x")
+    consumer = spawn("q", handler)
+    count(consumer, rejected=1)
+    assert failures[0].exc_info is not None
+    assert [each.name for each in extract_tb(failures[0].exc_info[2])] == ["handler"]
+
+
+def test_a_traceback_of_the_library_is_whole(
+    spawn: Spawn, broker: Broker, failures: Records
+) -> None:
+    def handler(body: Any, message: Any) -> Any:
+        yield  # is refused when it was called
+
+    broker.publish("q", "x")
+    consumer = spawn("q", lambda body, message: handler(body, message))
+    count(consumer, rejected=1)
+    assert failures[0].exc_info is not None
+    assert extract_tb(failures[0].exc_info[2])[-1].name == "check_has_run"
 
 
 def test_on_error_may_settle_the_message(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
