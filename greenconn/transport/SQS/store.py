@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import ceil
 from time import time
@@ -299,6 +299,16 @@ class SqsStore(Store):
                 extra={"queue": name},
             )
             return 0
+
+    def counts(self, names: Collection[str]) -> Mapping[str, tuple[int, int]]:
+        """Return the numbers of waiting messages and of others' consumers.  May switch."""
+        counts = {}
+        for name in names:
+            try:
+                counts[name] = self.size(name), self.other_consumers(name)
+            except (DoesNotExistQueueException, UndefinedQueueException):
+                counts[name] = 0, 0  # it has ended
+        return counts
 
     def _size(self, queue: SqsQueue) -> int:
         return int(queue.attributes(SIZE).get(SIZE, 0))
