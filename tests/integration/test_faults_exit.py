@@ -47,7 +47,8 @@ greenconn.configure(url)
 consumer = greenconn.spawn_consumer(name + "-other", lambda body, message: gevent.sleep(99))
 assert consumer.wait_ready(20)
 greenconn.publish(name + "-other", "x", declare=True)
-publish_all(Producer(Connection(url)))
+connection = Connection(url)  # a name of it, as one that nobody refers to is closed with a warning
+publish_all(Producer(connection))
 """,
     "forked": """
 connection = Connection(url)

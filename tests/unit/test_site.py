@@ -33,6 +33,7 @@ class Page(HTMLParser):
                 self.links.add(value)
 
 
+@pytest.mark.timeout(600)
 def test_each_link_within_the_site_leads_somewhere(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     site = tmp_path / "site"
