@@ -567,8 +567,16 @@ class Consumers:
 
     @property
     def keep_order(self) -> bool:
-        """Whether what is unacknowledged must be requeued in one step with the end of the channel."""
-        return any(getattr(each.sink, "keeps_order", False) for each in self.by_tag.values())
+        """Whether what is unacknowledged must be requeued in one step with the end of the channel.
+
+        RabbitMQ activates the next consumer of a queue as soon as the active one is cancelled: it would
+        get later messages first.
+        """
+        single_active = self._link.queues.single_active
+        return any(
+            each.queue in single_active or getattr(each.sink, "keeps_order", False)
+            for each in self.by_tag.values()
+        )
 
     def acking(self) -> list[ChannelConsumer]:
         """Return the consumers with acks.  Never switches."""

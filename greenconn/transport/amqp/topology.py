@@ -331,10 +331,12 @@ class KnownQueues:
 
     Attributes:
         kinds: ``x-queue-type`` of each queue that is not classic.
+        single_active: those with a single active consumer.
     """
 
     def __init__(self, where: str, version: tuple[int, int] | None) -> None:
         self.kinds: dict[str, str] = {}
+        self.single_active: set[str] = set()
         self._where = where
         self._default = DEFAULT_LIMIT if version is not None and version >= (4, 0) else None
         #: By queue, where it is not the default; None: nothing is dropped silently, or it was said.
@@ -349,6 +351,8 @@ class KnownQueues:
             self.kinds[queue] = kind
         else:
             self.kinds.pop(queue, None)
+        if arguments.get("x-single-active-consumer") is True and len(self.single_active) < _KEPT:
+            self.single_active.add(queue)
         limit = arguments.get("x-delivery-limit", self._default)
         is_silent = kind == "quorum" and "x-dead-letter-exchange" not in arguments
         self._note(queue, limit if is_silent and isinstance(limit, int) and limit >= 0 else None)
@@ -356,6 +360,7 @@ class KnownQueues:
     def deleted(self, queue: str) -> None:
         """Note that *queue* was deleted."""
         self.kinds.pop(queue, None)
+        self.single_active.discard(queue)
         self._limits.pop(queue, None)
 
     def check_delivery_count(self, queue: str, message: Message) -> None:
