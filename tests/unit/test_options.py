@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from greenconn.options import (
     MemoryOptions,
     Retry,
     from_transport_options,
+    known_options,
     query_types,
     typed_query,
 )
@@ -144,6 +146,17 @@ def test_retry_of() -> None:
     assert Retry.of({"tries": 2}) == retry
     with pytest.raises(ValueError, match="unknown option 'trys' of Retry: did you mean 'tries'"):
         Retry.of({"trys": 2})
+
+
+def test_an_unknown_option_is_logged_with_the_one_that_may_be_meant(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = {"confirm_publsh": True, "colour": "green", "max_retries": 3, "confirm_timeout": 5}
+    known_options(MemoryOptions, given, "memory://", logging.getLogger("greenconn.transport"))
+    assert [record.message for record in caplog.records] == [
+        "memory://: unknown transport options are ignored: 'colour', "
+        "'confirm_publsh' (did you mean 'confirm_publish'?)"
+    ]
 
 
 def test_from_transport_options() -> None:
