@@ -621,7 +621,9 @@ class Pages:
 
     def _excerpt(self, message: Message) -> Html | None:
         """Return the beginning of a body on a line; None: bodies are not shown, or it is a large one."""
-        if not self.show_bodies or len(message.body or b"") > LARGE:
+        body: Any = message.body
+        is_text = isinstance(body, (str, bytes, bytearray, memoryview))
+        if not self.show_bodies or not is_text or len(body) > LARGE:
             return None
         return html(
             '<div class="text">{text}</div>', text=shortened(self._body_text(message, None), LINE)
