@@ -103,7 +103,7 @@ def test_on_a_signal(caplog: pytest.LogCaptureFixture) -> None:
 def test_modules_imported_before_the_patch_are_listed(is_first: bool) -> None:
     """In processes of their own."""
     patch = "from gevent import monkey; monkey.patch_all()"
-    imports = "import redis.retry, urllib3, click, sentry_sdk, sqlalchemy, prometheus_client"
+    imports = "import redis.retry, urllib3, click, sqlalchemy, prometheus_client"
     lines = [patch, imports] if is_first else [imports, patch]
     lines += ["from greenconn.debug import dump, find_unpatched"]
     lines += ["print(sorted({(each.module, each.original) for each in find_unpatched()}))"]
