@@ -53,6 +53,13 @@ EXCHANGE_ARGUMENTS: Final = frozenset(
         *("x-delayed-type", "x-message-deduplication", "x-super-stream"),
     }
 )
+EXCHANGE_TYPES: Final = frozenset(
+    {
+        *("direct", "fanout", "headers", "topic", "x-consistent-hash", "x-delayed-message"),
+        *("x-jms-topic", "x-local-random", "x-message-deduplication", "x-modulus-hash"),
+        *("x-presence", "x-random", "x-recent-history", "x-rtopic"),
+    }
+)
 CONSUMER_ARGUMENTS: Final = frozenset(
     {
         *("x-cancel-on-ha-failover", "x-consumer-timeout", "x-credit", "x-priority"),
@@ -353,12 +360,29 @@ def check_argument_names(entity: Any, argument: str, known: frozenset[str]) -> N
     """
     for name in getattr(entity, argument) or ():
         if name not in known and isinstance(name, str) and (meant := _resembled(name, known)):
-            kind = type(entity).__name__
-            place = f"{argument} of {kind} {entity.name!r}"
-            text = f"{place}: brokers ignore {name!r}; did you mean {meant!r}?"
-            if _tolerated is None:
-                raise ValueError(text)
-            _log_tolerated(kind, name, f"misspelled argument, accepted as by kombu: {text}")
+            _refuse_misspelled(entity, argument, f"brokers ignore {name!r}", name, meant)
+
+
+def check_exchange_type(exchange: Any) -> None:
+    """Check that the type of an exchange is not a misspelled one.
+
+    RabbitMQ closes the connection, which all greenlets share, for a type that it does not know.  Types
+    that resemble none are of a plugin.
+
+    Raises:
+        ValueError: it is; programs that import this by kombu's name get a line in the log.
+    """
+    name = exchange.type
+    if name and name not in EXCHANGE_TYPES and (meant := _resembled(name, EXCHANGE_TYPES)):
+        _refuse_misspelled(exchange, "type", f"no broker has {name!r}", name, meant)
+
+
+def _refuse_misspelled(entity: Any, argument: str, reason: str, name: str, meant: str) -> None:
+    kind = type(entity).__name__
+    text = f"{argument} of {kind} {entity.name!r}: {reason}; did you mean {meant!r}?"
+    if _tolerated is None:
+        raise ValueError(text)
+    _log_tolerated(kind, name, f"misspelled, accepted as by kombu: {text}")
 
 
 @lru_cache(256)

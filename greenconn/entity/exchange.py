@@ -9,6 +9,7 @@ from greenconn.abstract import MaybeChannelBound, Object
 from greenconn.checks import (
     EXCHANGE_ARGUMENTS,
     check_argument_names,
+    check_exchange_type,
     check_keywords,
     check_names,
     check_tables,
@@ -76,6 +77,7 @@ class Exchange(MaybeChannelBound):
 
     Raises:
         TypeError: an argument is unknown, or is of the wrong type.
+        ValueError: the type, or a name in *arguments*, is a misspelled one of RabbitMQ's.
     """
 
     TRANSIENT_DELIVERY_MODE: ClassVar[int] = TRANSIENT_DELIVERY_MODE
@@ -114,6 +116,7 @@ class Exchange(MaybeChannelBound):
         check_tables(self, "arguments")
         self.name = plain_text(name or self.name)
         self.type = plain_text(type or self.type)
+        check_exchange_type(self)
         check_argument_names(self, "arguments", EXCHANGE_ARGUMENTS)
         self.maybe_bind(channel)
 

@@ -105,6 +105,7 @@ class Queue(MaybeChannelBound):
 
     Raises:
         TypeError: an argument is unknown, or is of the wrong type.
+        ValueError: a name in *queue_arguments* or *consumer_arguments* is misspelled.
     """
 
     ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed

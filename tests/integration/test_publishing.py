@@ -196,7 +196,7 @@ def test_an_exchange_of_an_unknown_type_affects_nobody_else(
     errors = run_together(
         connection,
         [(queue, number, {}) for number in range(20)]
-        + [(Exchange(exchange, type="tpoic"), "evil", {})]
+        + [(Exchange(exchange, type="x-nobodys"), "evil", {})]
         + [(queue, number, {}) for number in range(20, 40)],
     )
     assert list(errors) == [20]

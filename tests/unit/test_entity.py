@@ -12,7 +12,13 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.entities import KNOWN, ArgumentOf
-from greenconn.checks import CONSUMER_ARGUMENTS, EXCHANGE_ARGUMENTS, QUEUE_ARGUMENTS
+from greenconn.broker.exchanges import PREDECLARED, ROUTERS
+from greenconn.checks import (
+    CONSUMER_ARGUMENTS,
+    EXCHANGE_ARGUMENTS,
+    EXCHANGE_TYPES,
+    QUEUE_ARGUMENTS,
+)
 from greenconn.entity import Exchange, Queue, binding, maybe_declare
 from greenconn.exceptions import ContentDisallowed, PreconditionFailed, RecoverableConnectionError
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
@@ -59,6 +65,13 @@ def test_an_argument_that_brokers_would_ignore_is_an_error(
     ):
         make({wrong: "kept"})
     make({meant: "kept"})
+
+
+def test_a_misspelled_type_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'logs': no broker has 'fannout'; did you mean 'fanout'"):
+        Exchange("logs", "fannout")
+    assert Exchange("logs", "x-plugin").type == "x-plugin"
+    assert {*PREDECLARED.values(), *ROUTERS} <= EXCHANGE_TYPES
 
 
 def test_arguments_of_plugins_are_passed_on() -> None:
