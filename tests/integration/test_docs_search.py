@@ -13,7 +13,7 @@ import pytest
 from tests.brokers.packages import NoBroker, find_node
 from tests.unit.test_docs import ROOT
 
-pytestmark = [pytest.mark.full, pytest.mark.programs]
+pytestmark = [pytest.mark.full, pytest.mark.programs, pytest.mark.timeout(600)]
 
 #: Page -> what leads to it, among the first :data:`RANK` pages.
 SEARCHES = {
