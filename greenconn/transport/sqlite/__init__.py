@@ -436,6 +436,9 @@ class SqliteStore(Store):
             self.died(stored.dead)
         if stored.next_at is not None:
             self._schedule_maintenance(stored.next_at)
+        elif self._timer is None:
+            # Where no process consumes any more, a publisher finds what killed consumers have left.
+            self._schedule_maintenance(time() + self.lease)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         database, how = self._database, messages.Claim(next(self._claims), self.lease, self.owner)
