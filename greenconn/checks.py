@@ -359,7 +359,7 @@ def check_argument_names(entity: Any, argument: str, known: frozenset[str]) -> N
         ValueError: one is; programs that import this by kombu's name get a line in the log.
     """
     for name in getattr(entity, argument) or ():
-        if name not in known and isinstance(name, str) and (meant := _resembled(name, known)):
+        if name not in known and isinstance(name, str) and (meant := resembled(name, known)):
             _refuse_misspelled(entity, argument, f"brokers ignore {name!r}", name, meant)
 
 
@@ -373,7 +373,7 @@ def check_exchange_type(exchange: Any) -> None:
         ValueError: it is; programs that import this by kombu's name get a line in the log.
     """
     name = exchange.type
-    if name and name not in EXCHANGE_TYPES and (meant := _resembled(name, EXCHANGE_TYPES)):
+    if name and name not in EXCHANGE_TYPES and (meant := resembled(name, EXCHANGE_TYPES)):
         _refuse_misspelled(exchange, "type", f"no broker has {name!r}", name, meant)
 
 
@@ -386,7 +386,8 @@ def _refuse_misspelled(entity: Any, argument: str, reason: str, name: str, meant
 
 
 @lru_cache(256)
-def _resembled(name: str, known: frozenset[str]) -> str | None:
+def resembled(name: str, known: frozenset[str]) -> str | None:
+    """Return the one of the *known* names that an unknown one is taken for; None: it resembles none."""
     from difflib import get_close_matches  # rarely needed
 
     near = get_close_matches(name, sorted(known), 1, _RESEMBLANCE)

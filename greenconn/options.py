@@ -34,6 +34,7 @@ from greenconn.checks import (
     did_you_mean,
     invalid,
     is_number,
+    resembled,
 )
 
 O = TypeVar("O", bound=Record)  # noqa: E741 - an options class
@@ -451,16 +452,14 @@ def warn_of_ignored(
 
     They are not refused: one dict is often for the brokers of several transports.
     """
-    from difflib import get_close_matches  # rarely needed
-
-    parts = []
-    for name in ignored:
-        near = get_close_matches(str(name), sorted(known), 1, 0.77)
-        parts.append(f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name))
+    meant = {name: resembled(str(name), frozenset(known)) for name in ignored}
     logger.warning(
         "%s: unknown transport options are ignored: %s",
         where,
-        ", ".join(parts),
+        ", ".join(
+            f"{name!r} (did you mean {near!r}?)" if near else repr(name)
+            for name, near in meant.items()
+        ),
         extra={"connection": where},
     )
 
