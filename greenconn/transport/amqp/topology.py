@@ -351,7 +351,9 @@ class KnownQueues:
             self.kinds[queue] = kind
         else:
             self.kinds.pop(queue, None)
-        if arguments.get("x-single-active-consumer") is True and len(self.single_active) < _KEPT:
+        if arguments.get("x-single-active-consumer") is not True:
+            self.single_active.discard(queue)
+        elif len(self.single_active) < _KEPT:
             self.single_active.add(queue)
         limit = arguments.get("x-delivery-limit", self._default)
         is_silent = kind == "quorum" and "x-dead-letter-exchange" not in arguments
