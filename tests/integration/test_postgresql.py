@@ -272,6 +272,32 @@ def test_role_without_rights(
         message.ack()
 
 
+def test_a_role_that_may_only_publish_leaves_what_is_due_to_others(
+    postgresql_url: str, postgresql: Database, role: str, unique: str
+) -> None:
+    got = Event()
+    with Connection(postgresql_url) as connection:
+        Queue("q")(connection.default_channel).declare()
+        for right in ("USAGE ON SCHEMA", "SELECT ON ALL TABLES IN SCHEMA"):
+            postgresql.execute(f'GRANT {right} "{unique}" TO "{role}"')
+        postgresql.execute(f'GRANT INSERT ON "{unique}".messages TO "{role}"')
+        postgresql.execute(f'GRANT UPDATE ON "{unique}".consumers TO "{role}"')
+        url = postgresql_url.replace("postgres@", f"{role}@")
+        with Connection(url, transport_options={"lease": 0.1}) as publishing:
+            greenconn.publish("q", 1, connection=publishing, delay=0.1)
+            asked = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
+            first = postgresql.execute(asked, (role,)).fetchall()
+            tried = f"{asked} AND query LIKE %s"
+            until(lambda: postgresql.execute(tried, (role, "%late AS%")).fetchall() == first, SOON)
+            greenconn.publish("q", 2, connection=publishing)
+            assert postgresql.execute(asked, (role,)).fetchall() == first
+            consumer = greenconn.spawn_consumer(
+                "q", lambda body, message: got.set() if body == 1 else None, connection=connection
+            )
+            assert got.wait(SOON)
+            assert consumer.stop(SOON)
+
+
 def test_statements_make_the_schema(
     postgresql_url: str, postgresql: Database, role: str, unique: str
 ) -> None:

@@ -52,7 +52,14 @@ from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
-from greenconn.transport.postgresql.connection import NotStored, Session, as_error, defaults, parsed
+from greenconn.transport.postgresql.connection import (
+    NotStored,
+    RightMissing,
+    Session,
+    as_error,
+    defaults,
+    parsed,
+)
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
     QueueRow,
@@ -313,6 +320,8 @@ class PostgresStore(Store):
         self._dry: set[int] = set()
         self._armed: set[int] = set()
         self._maintenance = OnDemand("postgresql-maintenance", self._maintain)
+        #: Its role has the rights for that; one that only publishes may have none.
+        self._may_maintain = True
         #: Where no notification comes.
         self._polling = OnDemand("postgresql-polling", self._poll)
         self._polls = Ticker(options.polling_interval, self._on_poll, "postgresql-polling")
@@ -444,7 +453,8 @@ class PostgresStore(Store):
         self._polling.start()
 
     def _maintain(self) -> None:
-        self._call_or_lose(self._look)
+        if self._may_maintain or self._number is not None:
+            self._call_or_lose(self._look)
 
     def _poll(self) -> None:
         self._call_or_lose(self._look_again)
@@ -455,7 +465,9 @@ class PostgresStore(Store):
         except NotStored as exc:
             logger.error("%s", exc, extra={"connection": self.client.as_uri()})
         except Exception as exc:
-            if self._is_open:
+            if self._number is None and isinstance(exc, RightMissing):
+                self._may_maintain = False  # consumers do it
+            elif self._is_open:
                 self.lost(
                     as_error(exc, self.client.as_uri()) if isinstance(exc, psycopg.Error) else exc
                 )
@@ -463,19 +475,17 @@ class PostgresStore(Store):
     def _look(self) -> None:
         """Do what is due, and clean up behind dead links.  Within a call."""
         session, queues, number = self.session, self._queues, self._number
-        if number is None:
-            announce(session, messages.release_due(session), self.owner)
-            self._schedule(messages.next_due(session))
-            return
-        seconds, has_ended, owners = messages.survey(session, number, self.owner)
+        own = number or 0  # no link's
+        seconds, has_ended, owners = messages.survey(session, own, self.owner)
         is_due = seconds is not None and seconds <= 0
         if is_due or has_ended:
-            ready = messages.release_due(session) | messages.release_expired(session, number)
+            ready = messages.release_due(session) | messages.release_expired(session, own)
             announce(session, ready, self.owner)
         queues.remove_links(queues.dead_owners(owners))
         if is_due:
             queues.drop_idle()
-            dead = messages.take_dead(session, number, queues)
+            # A link that only publishes holds nothing: consumers dead-letter what has expired.
+            dead = messages.take_dead(session, number, queues) if number is not None else ()
             if dead:
                 self.died(dead)
             seconds = messages.next_due(session)
@@ -589,6 +599,9 @@ class PostgresStore(Store):
         if stored.dead:
             self.died(stored.dead)
         self._schedule(stored.due_in)
+        if self._number is None and self._timer is None and self._may_maintain:
+            # Where no process consumes any more, a publisher finds what killed consumers have left.
+            self._schedule(self.lease)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         return self.session.call(self._claim, wanted)
