@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from greenconn import App, Limit, Queue, Rate, in_order
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.idempotency import MemoryIds, handled_once
 from greenconn.contrib.outbox.sqlalchemy import Outbox
 from greenconn.torture import FAULTS
 from tests.worlds import World

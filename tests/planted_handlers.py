@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from greenconn import App
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.idempotency import MemoryIds, handled_once
 from greenconn.torture import FAULTS
 from tests.worlds import World
 

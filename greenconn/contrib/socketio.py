@@ -34,8 +34,7 @@ from socketio import PubSubManager
 
 from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.connection import Connection
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.idempotency import MemoryIds, handled_once
 from greenconn.defaults import consuming_connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import AMQPError, KombuError

@@ -21,10 +21,9 @@ from sqlalchemy.exc import IntegrityError
 
 import greenconn
 from greenconn import Connection, Message, Queue
-from greenconn.contrib.idempotency import handled_once
+from greenconn.contrib.idempotency import Claim, IdStore, MemoryIds, handled_once
 from greenconn.contrib.idempotency.redis import RedisIds
 from greenconn.contrib.idempotency.sqlalchemy import SqlIds
-from greenconn.contrib.idempotency.store import Claim, IdStore, MemoryIds
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, Running, start
 

@@ -15,8 +15,7 @@ import greenconn
 from greenconn import Connection, Limit, Queue, Rate, Retry, rpc
 from greenconn.checks import in_seconds
 from greenconn.common import Broadcast, drain_consumer, eventloop
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.idempotency import MemoryIds, handled_once
 from greenconn.contrib.outbox.relay import RelayOptions
 from greenconn.credentials import Token
 from greenconn.exceptions import PublishTimeout, ReplyTimeout

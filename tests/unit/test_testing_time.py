@@ -21,8 +21,7 @@ from gevent.event import Event
 import greenconn
 from greenconn import AlreadyQueued, App, Broadcast, DeadLetter, Exchange, Limit, Queue, in_order
 from greenconn.clocks import CLOCK
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.idempotency import MemoryIds, handled_once
 from greenconn.identity import process_place
 from greenconn.options import Rate, Retry
 from greenconn.testing import Delivery, MemoryBroker

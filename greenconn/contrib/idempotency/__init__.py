@@ -28,15 +28,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from enum import Enum
 from functools import wraps
 from hashlib import sha256
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from gevent import Timeout
 
 from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.clocks import CLOCK
-from greenconn.contrib.idempotency.store import Claim, IdStore
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import NEVER
 from greenconn.green.hub import weakly
@@ -46,16 +46,108 @@ from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.message import Message
 
+
+class Claim(Enum):
+    """The outcome of a claim."""
+
+    NEW = "new"
+    """It is the caller's."""
+
+    BUSY = "busy"
+    """It is another one's, whose lease has not ended."""
+
+    HANDLED = "handled"
+    """It was finished, less than its time to live ago."""
+
+
+class IdStore(Protocol):
+    """A store of ids.  All its methods may switch, and raise what the store raises."""
+
+    def claim(self, id: str, owner: str, lease: float) -> Claim:
+        """Claim *id* for *owner*, for *lease* seconds, unless it is known."""
+
+    def renew(self, id: str, owner: str, lease: float) -> bool:
+        """Have a claim last for *lease* seconds from now; return False if it is not *owner*'s."""
+
+    def finish(self, id: str, owner: str, ttl: float) -> None:
+        """Keep *id* as handled for *ttl* seconds."""
+
+    def release(self, id: str, owner: str) -> None:
+        """Forget a claim, if it is *owner*'s."""
+
+
+class MemoryIds(IdStore):
+    """Ids that are forgotten with the process.  None of its methods switches.
+
+    Arguments:
+        most: ids that are kept; beyond that, those that were handled first are forgotten first.
+        clock: monotonic, in seconds.  None is the clock of the process, or of a test.
+
+    Raises:
+        ValueError: *most* is not a positive integer.
+    """
+
+    def __init__(self, most: int = 1_000_000, *, clock: Callable[[], float] | None = None) -> None:
+        if not isinstance(most, int) or most < 1:
+            raise ValueError(f"most must be a positive integer, got {most!r}")
+        self._most = most
+        self._clock = clock or (lambda: CLOCK.monotonic())
+        #: Id -> its owner and the end of its lease.
+        self._claims: dict[str, tuple[str, float]] = {}
+        #: Id -> the end of its time, in the order in which they were finished.
+        self._handled: dict[str, float] = {}
+
+    def claim(self, id: str, owner: str, lease: float) -> Claim:
+        """Claim an id."""
+        now = self._clock()
+        if self._handled.get(id, now) > now:
+            return Claim.HANDLED
+        if id in self._claims and self._claims[id][1] > now:
+            return Claim.BUSY
+        self._claims[id] = owner, now + lease
+        return Claim.NEW
+
+    def renew(self, id: str, owner: str, lease: float) -> bool:
+        """Have a claim last longer."""
+        if self._claims.get(id, ("",))[0] != owner:
+            return False
+        self._claims[id] = owner, self._clock() + lease
+        return True
+
+    def finish(self, id: str, owner: str, ttl: float) -> None:
+        """Keep an id as handled."""
+        now = self._clock()
+        self.release(id, owner)
+        self._handled.pop(id, None)
+        self._handled[id] = now + ttl
+        # All of one handler have the same time to live, so those that are over are in front.
+        while self._handled:
+            first = next(iter(self._handled))
+            if len(self._handled) <= self._most and self._handled[first] > now:
+                break
+            del self._handled[first]
+
+    def release(self, id: str, owner: str) -> None:
+        """Forget a claim."""
+        if self._claims.get(id, ("",))[0] == owner:
+            del self._claims[id]
+
+
 __all__ = ["handled_once", "message_id"]
+
 
 logger = logging.getLogger("greenconn.idempotency")
 
+
 H = TypeVar("H", bound=Callable[..., Any])
+
 
 #: Between two looks at a claim of another handler.
 WAITING: Final = RetryPolicy(first=0.02, longest=1.0)
+
 #: Characters of an id that is stored as it is.
 LONGEST_ID: Final = 255
+
 #: A claim is renewed so many times in its lease.
 RENEWALS: Final = 3
 

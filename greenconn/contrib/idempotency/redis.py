@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from greenconn.connection import Connection
-from greenconn.contrib.idempotency.store import Claim, IdStore
+from greenconn.contrib.idempotency import Claim, IdStore
 from greenconn.green.hub import PerHub
 
 __all__ = ["RedisIds"]

@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
 from greenconn.checks import Seconds, in_seconds
-from greenconn.contrib.idempotency.store import Claim, IdStore
+from greenconn.contrib.idempotency import Claim, IdStore
 from greenconn.green.threadpool import in_threadpool
 
 __all__ = ["SqlIds"]

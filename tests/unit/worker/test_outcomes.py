@@ -13,8 +13,7 @@ import pytest
 
 import greenconn
 from greenconn import DeadLetter, Discard, Retry, RetryLater, in_order
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import MemoryIds
+from greenconn.contrib.idempotency import MemoryIds, handled_once
 from greenconn.exceptions import KombuError, RemoteError
 from greenconn.testing import MemoryBroker
 from tests.fix_wires import until

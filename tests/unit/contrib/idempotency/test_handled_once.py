@@ -12,8 +12,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import Message, Queue
-from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.store import Claim, MemoryIds
+from greenconn.contrib.idempotency import Claim, MemoryIds, handled_once
 from greenconn.testing import MemoryBroker
 from tests.fix_wires import until
 
