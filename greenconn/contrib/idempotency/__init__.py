@@ -133,7 +133,7 @@ class MemoryIds(IdStore):
             del self._claims[id]
 
 
-__all__ = ["handled_once", "message_id"]
+__all__ = ["Claim", "IdStore", "MemoryIds", "handled_once", "message_id"]
 
 
 logger = logging.getLogger("greenconn.idempotency")
@@ -171,7 +171,7 @@ def handled_once(
     A message without an id is handled whenever it comes.  One that was handled already is acked.
 
     Arguments:
-        store: the ids: :class:`~greenconn.contrib.idempotency.store.MemoryIds`, ``redis.RedisIds`` or
+        store: the ids: :class:`~greenconn.contrib.idempotency.MemoryIds`, ``redis.RedisIds`` or
             ``sqlalchemy.SqlIds``.
         name: of the handler in the store, since several handlers may get one message; None: its module
             and qualified name.
