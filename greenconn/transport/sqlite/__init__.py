@@ -6,7 +6,13 @@ Everything is in the file, for all processes: queues, messages, exchanges, bindi
 process that consumes has a named pipe beside the file.  When a claim finds less than was wanted, its
 transaction notes that the link waits to be woken (*armed*).  The link that stores a message afterwards
 sees that in its transaction, and wakes the other once it has committed.  So no wake-up is missing, and
-busy consumers get none.  Slow polling covers a process that dies between the two.
+busy consumers get none.
+
+Of several that wait for one queue a message wakes one.  It sees in its claim what is stored until then,
+too, and wakes the next if it has no room for all.  A link that was woken may be unable to claim: it has
+no room any more, is stuck, or dead.  So where others wait on, the one that has woken it looks a moment
+later whether the queue still has messages, and wakes one more.  Slow polling covers a process that dies
+between the two.
 
 What comes by time alone (delays, leases, expiry) is looked at by a timer of each process, set to the
 next time that is known.
@@ -36,7 +42,7 @@ from greenconn.broker.queues import Declaration, is_lost
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.transport.sqlite import messages
 from greenconn.transport.sqlite.database import (
     CannotOpen,
@@ -45,7 +51,7 @@ from greenconn.transport.sqlite.database import (
     SqliteOptions,
     database_of,
 )
-from greenconn.transport.sqlite.queues import FileTopology, Pipes
+from greenconn.transport.sqlite.queues import FileTopology, Pipes, ready_of, wake_all
 
 __all__ = ["Channel", "Transport"]
 
@@ -56,6 +62,8 @@ _FORM = "write sqlite:///relative.db or sqlite:////absolute/path.db"
 
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
+#: Seconds that a link that was woken has to claim, before another one is.
+CLAIM_TIME: Final = 0.02
 
 
 class Channel(StoreChannel[StoreLink]):
@@ -163,6 +171,10 @@ class SqliteStore(Store):
         self._timer: Any = None
         self._timer_at: float | None = None
         self._is_maintaining = False
+        #: Queues of which others wait than those that this link has woken.
+        self._followed: set[int] = set()
+        self._follow_timer: Any = None
+        self._following = OnDemand("sqlite-wake", self._follow_up)
         #: The link is in the table of owners, unless others have taken it for dead.
         self._is_registered = False
         #: The machine's clock less the steady one, and from when on (steady) a lease that has ended
@@ -186,6 +198,8 @@ class SqliteStore(Store):
         self._maintain()
 
     def close(self) -> None:
+        if self._followed:
+            self._wake_processes(self._database.write(wake_all, self._followed, self.owner))
         if self._is_registered:
             self._wake_processes(
                 self._database.write(messages.leave, self._database.queues, self.owner)
@@ -199,6 +213,9 @@ class SqliteStore(Store):
         self._is_dropped = True
         self._is_open = False
         self._stop_timer()
+        if self._follow_timer is not None:
+            self._follow_timer.close()
+            self._follow_timer = None
         if os.getpid() != self._pid:
             self._database.forget()
             if self._fifo is not None:
@@ -248,6 +265,36 @@ class SqliteStore(Store):
                 self._silent.add(owner)
         if self._silent:
             self._schedule_maintenance(time())
+
+    def _follow(self, numbers: Collection[int]) -> None:
+        """See a moment later whether those that were woken have claimed.  Never switches."""
+        if numbers and self._is_open:
+            self._followed.update(numbers)
+            if self._follow_timer is None:
+                self._follow_timer = get_hub().loop.timer(CLAIM_TIME, ref=False)
+                self._follow_timer.start(weakly(self._on_follow_time), update=True)
+
+    def _on_follow_time(self) -> None:
+        # In the hub.
+        self._follow_timer.close()
+        self._follow_timer = None
+        self._following.start()
+
+    def _follow_up(self) -> None:
+        try:
+            numbers, self._followed = self._followed, set()
+            # It seldom has something to do, and then writes nothing.
+            if self._is_open and self._database.read(ready_of, numbers):
+                woken: tuple[Pipes, Collection[int]] = self._database.write(
+                    messages.follow_up, numbers, self.owner
+                )
+                self._wake_processes(woken[0])
+                self._follow(woken[1])
+        except DiskFull as exc:
+            logger.error("%s", exc)
+        except Exception as exc:
+            if self._is_open:
+                self.lost(exc)
 
     def _schedule_maintenance(self, at: float | None) -> None:
         """Run the maintenance at that time, or earlier.  Never switches."""
@@ -427,11 +474,14 @@ class SqliteStore(Store):
     def _stored_in_vain(self, stored: messages.PutResult) -> None:
         """Drop the outcome of a publish that nothing waits for any more.  Never switches."""
         self._wake_processes(stored.pipes)
+        self._follow(stored.others)
         self._requeue(stored.dead)
 
     def _after(self, stored: messages.PutResult | messages.ClaimResult) -> None:
         if stored.pipes:
             self._wake_processes(stored.pipes)
+        if stored.others:
+            self._follow(stored.others)
         if stored.dead:
             self.died(stored.dead)
         if stored.next_at is not None:
@@ -467,6 +517,7 @@ class SqliteStore(Store):
     def _taken_in_vain(self, taken: messages.ClaimResult) -> None:
         """Requeue claimed messages that nothing waits for any more.  Never switches."""
         self._wake_processes(taken.pipes)
+        self._follow(taken.others)
         self._requeue([*taken.claimed, *taken.dead])
 
     def _requeue(self, claimed: Sequence[Claimed]) -> None:

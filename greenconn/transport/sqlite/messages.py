@@ -34,8 +34,10 @@ from greenconn.transport.sqlite.queues import (
     chunks,
     in_list,
     note_waiting,
+    ready_of,
     rows_of,
-    take_waiting,
+    wake_all,
+    wake_one,
 )
 
 READY, DELAYED, HELD = range(3)
@@ -83,6 +85,7 @@ class PutResult(NamedTuple):
         pipes: those to wake, and for which queues.
         dead: what became too many.
         next_at: when the next of them may be delivered, or dies.
+        others: queues of which others wait than those to wake.
         late: acks that came too late.
         refused: queues of dead letters that were not stored, so that their messages stay; and why.
     """
@@ -91,6 +94,7 @@ class PutResult(NamedTuple):
     pipes: Pipes
     dead: list[Claimed]
     next_at: float | None
+    others: Collection[int] = ()
     late: int = 0
     refused: Sequence[tuple[str, Exception]] = ()
 
@@ -103,6 +107,7 @@ class ClaimResult(NamedTuple):
         due: queues of which something may be delivered again.
         pipes: those to wake, and for which queues.
         next_at: when something may be delivered that cannot be now.
+        others: queues of which others wait than those to wake.
     """
 
     claimed: list[Claimed]
@@ -110,6 +115,7 @@ class ClaimResult(NamedTuple):
     due: set[int]
     pipes: Pipes
     next_at: float | None
+    others: Collection[int] = ()
 
 
 def earliest(*times: float | None) -> float | None:
@@ -218,8 +224,33 @@ def put(
         queue = rows.get(entry.queue)
         outcomes.append(NoQueue(entry.queue) if queue is None else storing.add(entry, queue))
     storing.flush()
-    pipes = take_waiting(db, [queue.id for queue in rows.values()], claim.owner)
-    return PutResult(outcomes, pipes, storing.dead, storing.next_at)
+    pipes, others = _wake(db, rows.values(), claim.owner)
+    return PutResult(outcomes, pipes, storing.dead, storing.next_at, others)
+
+
+def _wake(
+    db: sqlite3.Connection, rows: Iterable[QueueRow], owner: str
+) -> tuple[Pipes, Collection[int]]:
+    """Wake a consumer of each of some queues, and the one that is active where there is but one."""
+    shared: list[int] = []
+    single: list[int] = []
+    for row in rows:
+        (single if row.policy.is_single_active else shared).append(row.id)
+    pipes, others = wake_one(db, shared, owner)
+    if single:
+        _add(pipes, wake_all(db, single, owner))
+    return pipes, others
+
+
+def follow_up(
+    db: sqlite3.Connection, numbers: Collection[int], owner: str
+) -> tuple[Pipes, Collection[int]]:
+    """Wake one more consumer of each queue whose messages none of those that were woken has claimed."""
+    left = ready_of(db, numbers)
+    for chunk in chunks(left):
+        marks, values = in_list(chunk)
+        db.execute(f"UPDATE consumers SET armed = 0 WHERE armed = 2 AND queue IN {marks}", values)
+    return wake_one(db, left, owner)
 
 
 def _written(envelope: Envelope) -> tuple[str, bytes]:
@@ -249,6 +280,7 @@ def claim(
     dead = take_dead(db, queues, how, now)
     claimed: list[Claimed] = []
     dry = set(wanted)
+    full: list[int] = []
     for number in ready_of(db, wanted):
         queue = queues.of(db, number)
         if queue.policy.is_single_active and not _is_first(db, queue, how.owner):
@@ -256,11 +288,44 @@ def claim(
         found = _take(db, queue, wanted[number], how)
         if len(found) == wanted[number]:
             dry.discard(number)
+            if not queue.policy.is_single_active:
+                full.append(number)
         claimed += found
+    others = _pass_on(db, full, how.owner, pipes) if full else ()
     if not dry:
-        return ClaimResult(claimed, dead, due, pipes, None)
+        return ClaimResult(claimed, dead, due, pipes, None, others)
     note_waiting(db, dry, how.owner)
-    return ClaimResult(claimed, dead, due, pipes, next_time(db))
+    return ClaimResult(claimed, dead, due, pipes, next_time(db), others)
+
+
+def _pass_on(
+    db: sqlite3.Connection, numbers: Collection[int], owner: str, pipes: Pipes
+) -> Collection[int]:
+    """Have another consumer woken for what a link that has no more room has left.
+
+    Arguments:
+        pipes: gets those to wake.
+
+    Returns:
+        the queues of which others wait.
+    """
+    others: set[int] = set()
+    for chunk in chunks(list(numbers)):
+        marks, values = in_list(chunk)
+        found = db.execute(
+            f"SELECT DISTINCT queue FROM consumers WHERE armed > 0 AND queue IN {marks}", values
+        )
+        waiting = [number for (number,) in found]
+        if waiting:  # else all are busy, and claim again by themselves
+            marks, values = in_list(waiting)
+            db.execute(
+                f"UPDATE consumers SET armed = 0 WHERE owner = ? AND queue IN {marks}",
+                (owner, *values),
+            )
+            more, left = wake_one(db, ready_of(db, waiting), owner)
+            _add(pipes, more)
+            others.update(left)
+    return others
 
 
 def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> ClaimResult:
@@ -278,23 +343,6 @@ def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> ClaimR
     ).fetchone()
     found = [each._replace(waiting=waiting - 1) for each in _take(db, queue, 1, how)]
     return ClaimResult(found, dead, due, pipes, None)
-
-
-def ready_of(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
-    """Return those of some queues that have messages, in the order of *numbers*."""
-    ready: set[int] = set()
-    asked = list(numbers)
-    for chunk in chunks(asked):
-        marks, values = in_list(chunk)
-        ready.update(
-            number
-            for (number,) in db.execute(
-                f"SELECT id FROM queues WHERE id IN {marks} AND EXISTS (SELECT 1 FROM messages "
-                "WHERE queue = queues.id AND state = 0)",
-                values,
-            )
-        )
-    return [number for number in asked if number in ready]
 
 
 def _take(
@@ -334,7 +382,7 @@ def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int
     if not due:
         return due, {}
     db.execute("UPDATE messages SET state = 0, at = NULL, claim = NULL WHERE at <= ?", (now,))
-    return due, take_waiting(db, due, owner)
+    return due, wake_all(db, due, owner)
 
 
 def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) -> list[Claimed]:
@@ -408,9 +456,8 @@ def settle(
     if back:
         returned, again_at = _requeue(db, back)
         next_at = earliest(next_at, again_at)
-        for pipe, numbers in take_waiting(db, returned, claim.owner).items():
-            pipes.setdefault(pipe, set()).update(numbers)
-    return PutResult([], pipes, stored.dead, next_at, late, refused)
+        _add(pipes, wake_all(db, returned, claim.owner))
+    return PutResult([], pipes, stored.dead, next_at, stored.others, late, refused)
 
 
 class _Return(NamedTuple):

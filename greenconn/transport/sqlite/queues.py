@@ -6,8 +6,9 @@ All times are seconds of the machine's clock, since they are compared between pr
 one that is claimed until ``at``.  ``claim`` tells two claims of one message apart, so that a late
 settlement changes nothing.
 
-``consumers.armed``: its link found nothing and waits to be notified.  It is set in the transaction that
-found nothing, so that a process that stores a message afterwards sees it.
+``consumers.armed``: 1 where its link found nothing and waits to be notified.  It is set in the
+transaction that found nothing, so that a process that stores a message afterwards sees it.  2 where it
+was notified of a message, and has not claimed since: it will see what is stored meanwhile, too.
 
 Each step of a statement releases Python's lock and has to wait for it, which takes long where the main
 thread is busy; so one statement handles many rows where that is possible.  The number of values is
@@ -19,7 +20,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from random import shuffle
+from random import randrange, shuffle
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -290,13 +291,13 @@ def note_waiting(db: sqlite3.Connection, queues: Collection[int], owner: str) ->
     for chunk in chunks(list(queues)):
         marks, values = in_list(chunk)
         db.execute(
-            f"UPDATE consumers SET armed = 1 WHERE owner = ? AND armed = 0 AND queue IN {marks}",
+            f"UPDATE consumers SET armed = 1 WHERE owner = ? AND armed != 1 AND queue IN {marks}",
             (owner, *values),
         )
 
 
-def take_waiting(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
-    """Return the consumers that wait to be notified of *queues*, and stop their waits.
+def wake_all(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
+    """Return all consumers that wait to be notified of *queues*, and stop their waits.
 
     Arguments:
         owner: a link that is not notified.
@@ -317,6 +318,65 @@ def take_waiting(db: sqlite3.Connection, queues: Collection[int], owner: str) ->
             for queue, consumer in found:
                 pipes.setdefault(consumer, set()).add(queue)
     return pipes
+
+
+def wake_one(
+    db: sqlite3.Connection, queues: Collection[int], owner: str
+) -> tuple[Pipes, Collection[int]]:
+    """Choose one of the consumers that wait to be notified of each of *queues*, and stop its wait.
+
+    None is chosen where one that was notified has not claimed yet.  If all were notified of each
+    message, all of them but one would find nothing.
+
+    Arguments:
+        owner: a link that is not notified.
+
+    Returns:
+        those to notify, and the queues of which others wait on: look at these again, by
+        :func:`~greenconn.transport.sqlite.messages.follow_up`.
+    """
+    pipes: Pipes = {}
+    others: set[int] = set()
+    for chunk in chunks(list(queues)):
+        marks, values = in_list(chunk)
+        found = db.execute(
+            "SELECT queue, owner, armed FROM consumers "
+            f"WHERE armed > 0 AND owner != ? AND queue IN {marks}",
+            (owner, *values),
+        ).fetchall()
+        woken = {queue for queue, _, armed in found if armed == 2}
+        waiting: dict[int, list[str]] = {}
+        for queue, consumer, armed in found:
+            if armed == 1:
+                waiting.setdefault(queue, []).append(consumer)
+        chosen: list[tuple[int, str]] = []
+        for queue, consumers in waiting.items():
+            if queue not in woken:
+                consumer = consumers.pop(randrange(len(consumers)))
+                chosen.append((queue, consumer))
+                pipes.setdefault(consumer, set()).add(queue)
+            if consumers:
+                others.add(queue)
+        if chosen:
+            db.executemany("UPDATE consumers SET armed = 2 WHERE queue = ? AND owner = ?", chosen)
+    return pipes, others
+
+
+def ready_of(db: sqlite3.Connection, numbers: Collection[int]) -> list[int]:
+    """Return those of some queues that have messages, in the order of *numbers*."""
+    ready: set[int] = set()
+    asked = list(numbers)
+    for chunk in chunks(asked):
+        marks, values = in_list(chunk)
+        ready.update(
+            number
+            for (number,) in db.execute(
+                f"SELECT id FROM queues WHERE id IN {marks} AND EXISTS (SELECT 1 FROM messages "
+                "WHERE queue = queues.id AND state = 0)",
+                values,
+            )
+        )
+    return [number for number in asked if number in ready]
 
 
 #: Queues whose declarations are kept.
@@ -497,8 +557,9 @@ class Queues:
         pipes: Pipes = {}
         if not count:
             db.execute("DELETE FROM consumers WHERE queue = ? AND owner = ?", (row.id, owner))
-            if row.policy.is_single_active:
-                pipes = take_waiting(db, [row.id], owner)
+            if row.policy.is_single_active or ready_of(db, [row.id]):
+                # It may be the next, or what this one was notified of is still there.
+                pipes = wake_all(db, [row.id], owner)
         else:
             others = db.execute(
                 "SELECT max(exclusive) FROM consumers WHERE queue = ? AND owner != ?",
