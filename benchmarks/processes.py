@@ -28,13 +28,13 @@ from typing import Any, Final
 
 import gevent
 
-from benchmarks.boards import RABBITMQ, REDIS, SQLITE
+from benchmarks.boards import POSTGRESQL, RABBITMQ, REDIS, SQLITE
 from benchmarks.runner import broker
 from benchmarks.scale import Server, aligned
 from benchmarks.stage import BODY
 from greenconn import Connection, Queue, spawn_consumer, stop_consumers
 
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, SQLITE)}
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, SQLITE, POSTGRESQL)}
 ARRIVALS: Final = ("filled", "burst", "steady")
 #: Seconds that each step may take.
 TIMEOUT: Final = 600.0

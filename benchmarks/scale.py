@@ -184,11 +184,24 @@ class Server:
 
     @property
     def cpu_seconds(self) -> float:
-        """The CPU time that it has taken."""
+        """The CPU time that it and its children have taken, of which PostgreSQL has one a connection."""
         if self.process is None:
             return 0.0
-        fields = (self.process / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        own = _stat(self.process)
+        children = (_stat(each) for each in Path("/proc").iterdir() if each.name.isdigit())
+        living = [each for each in children if each[1:2] == [self.process.name]]
+        ticks = sum(map(int, own[11:15])) + sum(
+            int(time) for each in living for time in each[11:13]
+        )
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(process: Path) -> list[str]:
+    """Return the fields of ``/proc/PID/stat`` from the state on; none for a process that has ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _on_each(
