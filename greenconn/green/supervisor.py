@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from logging import Logger
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import gevent
 from gevent import GreenletExit, get_hub, getcurrent
@@ -174,6 +174,51 @@ class OnDemand:
 
 #: A tick is late if it comes more than this many intervals after the one before.
 LATE = 1.5
+
+
+class Gathered(Generic[T]):
+    """Items that a function gets together, in a greenlet, some seconds after the first of them came.
+
+    Arguments:
+        seconds: between the two.
+        function: gets the items, and may switch.  If it is a method, its object is not kept alive.
+        name: of the greenlet.
+
+    Attributes:
+        items: those that it will get.
+    """
+
+    def __init__(self, seconds: float, function: Callable[[set[T]], object], name: str) -> None:
+        self.items: set[T] = set()
+        self._seconds = seconds
+        self._function = weakly(function)
+        self._timer: Any = None
+        self._task = OnDemand(name, self._run)
+
+    def add(self, items: Iterable[T]) -> None:
+        """Add items.  Never switches."""
+        self.items.update(items)
+        if self.items and self._timer is None:
+            self._timer = get_hub().loop.timer(self._seconds, ref=False)
+            self._timer.start(weakly(self._on_time), update=True)
+
+    def stop(self) -> None:
+        """Drop the items.  Never switches."""
+        self.items.clear()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _on_time(self) -> None:
+        # In the hub.
+        timer, self._timer = self._timer, None
+        timer.close()
+        self._task.start()
+
+    def _run(self) -> None:
+        items, self.items = self.items, set()
+        if items:
+            self._function(items)
 
 
 class Ticker:

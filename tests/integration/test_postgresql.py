@@ -136,7 +136,7 @@ def test_idle_consumer_sends_nothing_until_it_is_notified(
             "idle", lambda body, message: got.append(body), connection=idle
         )
         assert consumer.wait_ready(SOON)
-        armed = f'SELECT bool_and(armed) FROM "{unique}".consumers'
+        armed = f'SELECT bool_and(armed = 1) FROM "{unique}".consumers'
         until(lambda: postgresql.execute(armed).fetchone() == (True,), SOON)
         # The last look is behind the arming.
         looked = "state = 'idle' AND query LIKE '%%picked%%'"

@@ -49,7 +49,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.supervisor import OnDemand, Ticker
+from greenconn.green.supervisor import Gathered, OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
 from greenconn.transport.postgresql.connection import (
@@ -66,8 +66,11 @@ from greenconn.transport.postgresql.queues import (
     Queues,
     SharedTopology,
     announce,
+    announce_all,
+    announce_rest,
     arm,
     deregister,
+    disarm,
     register,
     renew_links,
 )
@@ -95,6 +98,8 @@ _PLACES: Final = frozenset({"dbname", "host", "hostaddr", "port", "service"})
 #: The servers behind poolers that were logged.
 _pooled: Final[set[str]] = set()
 
+#: Seconds that a link that was notified has to claim, before another one is.
+CLAIM_TIME: Final = 0.02
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
 
@@ -322,6 +327,8 @@ class PostgresStore(Store):
         self._maintenance = OnDemand("postgresql-maintenance", self._maintain)
         #: Its role has the rights for that; one that only publishes may have none.
         self._may_maintain = True
+        #: Queues for which others wait than those that this link has notified.
+        self._followed: Gathered[int] = Gathered(CLAIM_TIME, self._follow_up, "postgresql-wake")
         #: Where no notification comes.
         self._polling = OnDemand("postgresql-polling", self._poll)
         self._polls = Ticker(options.polling_interval, self._on_poll, "postgresql-polling")
@@ -369,14 +376,17 @@ class PostgresStore(Store):
 
     def close(self) -> None:
         session, number = self._session, self._number
-        if session is not None and self._is_open and number is not None:
-            session.call(self._leave, session, number)
+        if session is not None and self._is_open:
+            if self._followed.items:
+                session.call(announce_all, session, set(self._followed.items), self.owner)
+            if number is not None:
+                session.call(self._leave, session, number)
         self.drop()
 
     def _leave(self, session: Session, number: int) -> None:
         returned = messages.requeue_all(session, number)
         self._queues.remove_links([self.owner])
-        announce(session, returned, self.owner)  # its lock goes with the session
+        announce_all(session, returned, self.owner)  # its lock goes with the session
 
     def drop(self) -> None:
         self._is_open = False
@@ -384,6 +394,7 @@ class PostgresStore(Store):
         self._polls.stop()
         self._polling.end()
         self._maintenance.end()
+        self._followed.stop()
         if self._session is not None:
             self._session.drop()
 
@@ -452,6 +463,13 @@ class PostgresStore(Store):
         # In the hub.
         self._polling.start()
 
+    def _follow_up(self, numbers: Collection[int]) -> None:
+        if self._is_open:
+            self._call_or_lose(lambda: self._announce_rest(numbers))
+
+    def _announce_rest(self, numbers: Collection[int]) -> None:
+        self._followed.add(announce_rest(self.session, numbers, self.owner))
+
     def _maintain(self) -> None:
         if self._may_maintain or self._number is not None:
             self._call_or_lose(self._look)
@@ -480,7 +498,7 @@ class PostgresStore(Store):
         is_due = seconds is not None and seconds <= 0
         if is_due or has_ended:
             ready = messages.release_due(session) | messages.release_expired(session, own)
-            announce(session, ready, self.owner)
+            self._followed.add(announce(session, ready, self.owner))
         queues.remove_links(queues.dead_owners(owners))
         if is_due:
             queues.drop_idle()
@@ -595,7 +613,9 @@ class PostgresStore(Store):
         return stored.outcomes
 
     def _after(self, stored: messages.PutResult) -> None:
-        announce(self.session, stored.numbers, self.owner, stored.due_in)
+        others = announce(self.session, stored.numbers, self.owner, stored.due_in) or stored.others
+        if others:
+            self._followed.add(others)
         if stored.dead:
             self.died(stored.dead)
         self._schedule(stored.due_in)
@@ -614,8 +634,13 @@ class PostgresStore(Store):
             return self._get(*asked) if len(asked) == 1 else []
         if self.session.is_pooled:
             return self._take(wanted)
-        self._arm(wanted.keys() & self._dry)
+        dry = wanted.keys() & self._dry
+        self._arm(dry)
         claimed = self._take(wanted)
+        full = [each for each in dry if wanted[each] <= 0]
+        if full:
+            self._armed.difference_update(full)
+            self._followed.add(disarm(self.session, full, self.owner))
         # Once more, behind their arming: what is stored from then on notifies.
         unarmed = {each: most for each, most in wanted.items() if most > 0}
         for each in self._armed:
@@ -686,7 +711,7 @@ class PostgresStore(Store):
             # A program that only gets has no timer.
             assert self._number is not None
             ready = messages.release_due(session) | messages.release_expired(session, self._number)
-            announce(session, ready, self.owner)
+            self._followed.add(announce(session, ready, self.owner))
             if row.id not in ready:
                 return []
             claimed = messages.claim(session, {row.id: 1}, self._number, queues)

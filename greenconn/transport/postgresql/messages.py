@@ -44,6 +44,7 @@ class PutResult(NamedTuple):
         numbers: the queues that they are in, unless their consumers were notified.
         dead: what became too many.
         due_in: seconds until the next of them may be delivered, or dies.
+        others: queues for which others wait than those that were notified.
         late: acks that came too late.
         refused: queues of dead letters that were not stored, so that their messages stay; and why.
     """
@@ -52,6 +53,7 @@ class PutResult(NamedTuple):
     numbers: set[int]
     dead: list[Claimed]
     due_in: float | None
+    others: Collection[int] = ()
     late: int = 0
     refused: Sequence[tuple[str, Exception]] = ()
 
@@ -81,9 +83,11 @@ WITH target AS MATERIALIZED (
 )
 """
 _PUT: Final = STORE.replace("%s", "%b") + "SELECT name, id, is_bounded FROM target"
-#: The same for one message, which notifies, too; returns NULL where it is not stored.
+#: The same for one message, which notifies, too.  Returns its queue, NULL where it is not stored, and
+#: that if others wait for it.
 _PUT_ALONE: Final = (
-    "CALL greenconn.put(NULL, %b::text, %b::text, %b::int2, %b::float8, %b::float8, %b::text, %b)"
+    "CALL greenconn.put("
+    "NULL, NULL, %b::text, %b::text, %b::int2, %b::float8, %b::float8, %b::text, %b)"
 )
 _PUT_ONE: Final = """
 INSERT INTO greenconn.messages (queue, holder, priority, due, expires, envelope, body)
@@ -110,9 +114,9 @@ def put(
         lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
         text, body = _written(entry.envelope), entry.envelope["body"]
         values = (owner, entry.queue, entry.priority, entry.delay or None, lifetime, text, body)
-        ((stored,),) = session.fetch(_PUT_ALONE, values)
+        ((stored, others),) = session.fetch(_PUT_ALONE, values)
         if stored is not None:
-            return PutResult([None], set(), [], earliest(entry.delay or None, lifetime))
+            return PutResult([None], set(), [], earliest(entry.delay or None, lifetime), others)
     return _put_all(session, queues, entries, register)
 
 
@@ -390,7 +394,7 @@ def settle(
         else:
             gone.append(request.message.handle)
     if not back and not dead:
-        return PutResult([], set(), [], None, _delete(session, gone))
+        return PutResult([], set(), [], None, late=_delete(session, gone))
     if dead:
         register()  # not within the transaction, which may be undone
     with session.transaction():
@@ -447,7 +451,7 @@ def _settle(
                 ),
             )
             numbers.update(queue for (queue,) in returned)
-    return PutResult([], numbers, stored.dead, due_in, late, refused)
+    return PutResult([], numbers, stored.dead, due_in, (), late, refused)
 
 
 def is_held(session: Session, handle: Handle) -> bool:

@@ -10,6 +10,12 @@ when its lease ends.
 No wake-up is missing: a link arms its consumers, and looks for messages once more after that has been
 committed.  A link that stores messages looks for armed consumers after *that* has been committed.  One
 of the two sees the other.
+
+Of several that wait for one queue it notifies one, and none where one that was notified has not claimed
+yet: that one will see what is stored meanwhile, too.  One that has no room for all notifies the next.
+A link that was notified may be unable to claim: it has no room any more, is stuck, or dead.  So where
+others wait on, the link that has notified it looks a moment later whether the queue still has messages,
+and notifies one more.
 """
 
 from __future__ import annotations
@@ -30,14 +36,14 @@ T = TypeVar("T")
 #: The beginning of the channel on which a link is notified; its owner follows.
 CHANNEL: Final = "greenconn_"
 
-#: Notifies the links that wait for one of some queues, except the own one.
-_ANNOUNCE: Final = """
+#: Notifies all links that wait for one of some queues, except the own one.
+_ANNOUNCE_ALL: Final = """
 WITH waiting AS MATERIALIZED (
     SELECT queue, owner FROM greenconn.consumers
-    WHERE queue = ANY (%b::int8[]) AND armed AND owner <> %b
+    WHERE queue = ANY (%b::int8[]) AND armed = 1 AND owner <> %b
     FOR UPDATE SKIP LOCKED
 ), woken AS (
-    UPDATE greenconn.consumers c SET armed = false FROM waiting w
+    UPDATE greenconn.consumers c SET armed = 0 FROM waiting w
     WHERE c.queue = w.queue AND c.owner = w.owner
     RETURNING c.owner, c.queue
 )
@@ -51,16 +57,43 @@ WHERE queue = ANY (%b::int8[]) AND owner <> %b
 
 def announce(
     session: Session, numbers: Collection[int], owner: str, due_in: float | None = None
-) -> None:
-    """Notify the links that wait for messages of some queues.  After they were committed only.
+) -> Collection[int]:
+    """Notify one of the links that wait for messages of each of some queues.  After the commit only.
 
     Arguments:
         due_in: seconds until one of them may be delivered, or dies; notifies all consumers.
+
+    Returns:
+        the queues for which others wait on: see :func:`announce_rest`.
     """
+    if not numbers:
+        return ()
+    ((others,),) = session.fetch(
+        "SELECT greenconn.announce(%b::int8[], %b::text)", (list(numbers), owner)
+    )
+    if due_in is not None:
+        session.fetch(_ANNOUNCE_DUE, (f"@{due_in}", list(numbers), owner))
+    found: Collection[int] = others
+    return found
+
+
+def announce_rest(session: Session, numbers: Collection[int], owner: str) -> Collection[int]:
+    """Notify one more link for each queue of which none that was notified has claimed the messages.
+
+    Returns:
+        the queues for which others wait on.
+    """
+    ((others,),) = session.fetch(
+        "SELECT greenconn.announce_rest(%b::int8[], %b::text)", (list(numbers), owner)
+    )
+    found: Collection[int] = others
+    return found
+
+
+def announce_all(session: Session, numbers: Collection[int], owner: str) -> None:
+    """Notify all links that wait for messages of some queues: by one that cannot look once more."""
     if numbers:
-        session.fetch(_ANNOUNCE, (list(numbers), owner))
-        if due_in is not None:
-            session.fetch(_ANNOUNCE_DUE, (f"@{due_in}", list(numbers), owner))
+        session.fetch(_ANNOUNCE_ALL, (list(numbers), owner))
 
 
 def notify(session: Session, owners: Iterable[str], payload: str = "0") -> None:
@@ -72,10 +105,23 @@ def notify(session: Session, owners: Iterable[str], payload: str = "0") -> None:
 def arm(session: Session, numbers: Collection[int], owner: str) -> None:
     """Note that a link waits for messages of some queues.  Look for them once more after that."""
     session.change(
-        "UPDATE greenconn.consumers SET armed = true "
-        "WHERE owner = %b AND queue = ANY (%b::int8[]) AND NOT armed",
+        "UPDATE greenconn.consumers SET armed = 1 "
+        "WHERE owner = %b AND queue = ANY (%b::int8[]) AND armed <> 1",
         (owner, list(numbers)),
     )
+
+
+def disarm(session: Session, numbers: Collection[int], owner: str) -> Collection[int]:
+    """Note that a link has no more room for messages of some queues, and notify others for the rest.
+
+    Returns:
+        the queues for which others wait on.
+    """
+    session.change(
+        "UPDATE greenconn.consumers SET armed = 0 WHERE owner = %b AND queue = ANY (%b::int8[])",
+        (owner, list(numbers)),
+    )
+    return announce_rest(session, numbers, owner)
 
 
 class QueueRow(NamedTuple):
@@ -161,11 +207,12 @@ class Queues:
             policy = declared.policy
             made = self._session.change(
                 "INSERT INTO greenconn.queues (name, declaration, owner, auto_delete, is_bounded, "
-                "idle_until) VALUES (%b, %b, %b, %b, %b, now() + %b::float8 * interval '1 s') "
+                "is_single, idle_until) "
+                "VALUES (%b, %b, %b, %b, %b, %b, now() + %b::float8 * interval '1 s') "
                 "ON CONFLICT (name) DO NOTHING",
                 (
                     *(name, declared.text(), declared.owner, declared.auto_delete),
-                    *(policy.is_bounded, policy.expires),
+                    *(policy.is_bounded, policy.is_single_active, policy.expires),
                 ),
             )
             if made:
@@ -297,8 +344,9 @@ class Queues:
                     (row.id, self._owner),
                 )
             self.touch(row)
-        if not count and row.policy.is_single_active:
-            announce(self._session, [row.id], self._owner)  # the next one's turn
+        if not count:
+            # It may be the next one's turn, or what this one was notified of is still there.
+            announce_all(self._session, [row.id], self._owner)
         return row
 
     def remove_dead_rivals(self, name: str) -> bool:
@@ -361,7 +409,7 @@ class Queues:
                     self._drop(name)
                 for row in self.of(numbers).values():
                     self.touch(row)
-            announce(self._session, numbers, self._owner)
+            announce_all(self._session, numbers, self._owner)
         return owners
 
     def drop_idle(self) -> None:

@@ -8,9 +8,10 @@ has one lease, in ``links``, for all that it holds: it is renewed by one stateme
 is.  A message with ``due`` is delayed: when that time has come, a consumer sets it to NULL.  So what can
 be claimed is in one partial index, and nothing else is.
 
-``consumers.armed``: the link found nothing and waits to be notified.  Nothing in that table outlives its
-session, so it needs no write-ahead log.  It must have no sequence, which would be unlogged, too, and
-damaged on a replica that becomes the primary (PostgreSQL 15).
+``consumers.armed``: 1 where the link found nothing and waits to be notified, 2 where it was notified of
+a message and has not claimed since.  Nothing in that table outlives its session, so it needs no
+write-ahead log.  It must have no sequence, which would be unlogged, too, and damaged on a replica that
+becomes the primary (PostgreSQL 15).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CREATE TABLE greenconn.queues (
     owner text COLLATE "C",
     auto_delete boolean NOT NULL,
     is_bounded boolean NOT NULL,
+    is_single boolean NOT NULL,
     idle_until timestamptz
 );
 CREATE INDEX queues_owner ON greenconn.queues (owner) WHERE owner IS NOT NULL;
@@ -99,7 +101,7 @@ CREATE UNLOGGED TABLE greenconn.consumers (
     owner text COLLATE "C" NOT NULL,
     count integer NOT NULL,
     exclusive boolean NOT NULL,
-    armed boolean NOT NULL DEFAULT false,
+    armed smallint NOT NULL DEFAULT 0,
     PRIMARY KEY (queue, owner)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX consumers_owner ON greenconn.consumers (owner);
@@ -221,15 +223,64 @@ CREATE FUNCTION greenconn.limits(operations jsonb) RETURNS jsonb LANGUAGE plpgsq
     END
 $$;
 """,
-    # Stores one message and notifies, in one round trip.  Notifies after the commit, for which see
-    # ``greenconn.transport.postgresql.queues``.
+    # The first two notify: see ``greenconn.transport.postgresql.queues``.  The last stores one message
+    # and notifies, in one round trip; after the commit.
     """
-CREATE PROCEDURE greenconn.put(
-    INOUT stored bigint, link text, target text, urgency smallint, delay float8, lifetime float8,
-    written text, content bytea
-) LANGUAGE plpgsql AS $$
+CREATE FUNCTION greenconn.announce(numbers bigint[], link text) RETURNS bigint[] LANGUAGE plpgsql AS $$
     DECLARE
-        waiting text;
+        notified text;
+        words text;
+    BEGIN
+        -- Nearly always none waits: consumers are busy.
+        IF NOT EXISTS (SELECT 1 FROM greenconn.consumers
+            WHERE queue = ANY (numbers) AND armed = 1 AND owner <> link)
+        THEN
+            RETURN '{}';
+        END IF;
+        FOR notified, words IN
+            WITH chosen AS MATERIALIZED (
+                SELECT q.id, waiting.owner FROM greenconn.queues q, LATERAL (
+                    SELECT c.owner FROM greenconn.consumers c
+                    WHERE c.queue = q.id AND c.armed = 1 AND c.owner <> link AND NOT EXISTS (
+                        SELECT 1 FROM greenconn.consumers w
+                        WHERE w.queue = q.id AND w.armed = 2 AND w.owner <> link
+                    ) AND (NOT q.is_single OR c.owner = (
+                        SELECT f.owner FROM greenconn.consumers f
+                        WHERE f.queue = q.id ORDER BY f.since, f.owner LIMIT 1
+                    ))
+                    ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED
+                ) AS waiting WHERE q.id = ANY (numbers)
+            ), woken AS (
+                UPDATE greenconn.consumers c SET armed = 2 FROM chosen
+                WHERE c.queue = chosen.id AND c.owner = chosen.owner RETURNING c.owner, c.queue
+            )
+            SELECT owner, string_agg(queue::text, ' ') FROM woken GROUP BY owner
+        LOOP
+            PERFORM pg_notify('greenconn_' || notified, words);
+        END LOOP;
+        RETURN ARRAY (SELECT DISTINCT c.queue
+            FROM greenconn.consumers c JOIN greenconn.queues q ON q.id = c.queue
+            WHERE c.queue = ANY (numbers) AND c.armed = 1 AND c.owner <> link AND NOT q.is_single);
+    END
+$$;
+CREATE FUNCTION greenconn.announce_rest(numbers bigint[], link text) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+    DECLARE
+        rest bigint[] := ARRAY (SELECT number FROM unnest(numbers) AS asked (number)
+            WHERE EXISTS (SELECT 1 FROM greenconn.messages
+                WHERE queue = number AND holder IS NULL AND due IS NULL));
+    BEGIN
+        UPDATE greenconn.consumers SET armed = 0 WHERE (queue, owner) IN (
+            SELECT queue, owner FROM greenconn.consumers
+            WHERE queue = ANY (rest) AND armed = 2 FOR UPDATE SKIP LOCKED
+        );
+        RETURN greenconn.announce(rest, link);
+    END
+$$;
+CREATE PROCEDURE greenconn.put(
+    INOUT stored bigint, INOUT others bigint[], link text, target text, urgency smallint,
+    delay float8, lifetime float8, written text, content bytea
+) LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
         SELECT id, urgency, now() + delay * interval '1 s', now() + lifetime * interval '1 s',
@@ -237,13 +288,7 @@ CREATE PROCEDURE greenconn.put(
         FROM greenconn.queues WHERE name = target AND NOT is_bounded
         RETURNING queue INTO stored;
         COMMIT;
-        FOR waiting IN
-            SELECT owner FROM greenconn.consumers
-            WHERE queue = stored AND armed AND owner <> link FOR UPDATE SKIP LOCKED
-        LOOP
-            UPDATE greenconn.consumers SET armed = false WHERE queue = stored AND owner = waiting;
-            PERFORM pg_notify('greenconn_' || waiting, stored::text);
-        END LOOP;
+        others := greenconn.announce(ARRAY[stored], link);
         IF delay IS NOT NULL OR lifetime IS NOT NULL THEN
             PERFORM pg_notify('greenconn_' || owner, '@' || least(delay, lifetime))
             FROM greenconn.consumers WHERE queue = stored AND owner <> link;
@@ -260,7 +305,8 @@ DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.b
     greenconn.exchanges, greenconn.messages, greenconn.queues, greenconn.migrations
 """,
     "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
-    "DROP PROCEDURE greenconn.put",
+    "DROP PROCEDURE greenconn.put; DROP FUNCTION greenconn.announce_rest; "
+    "DROP FUNCTION greenconn.announce",
 )
 
 #: The version of a schema that this version of the library uses.

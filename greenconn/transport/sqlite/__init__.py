@@ -42,7 +42,7 @@ from greenconn.broker.queues import Declaration, is_lost
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
-from greenconn.green.supervisor import OnDemand, spawn
+from greenconn.green.supervisor import Gathered, spawn
 from greenconn.transport.sqlite import messages
 from greenconn.transport.sqlite.database import (
     CannotOpen,
@@ -172,9 +172,7 @@ class SqliteStore(Store):
         self._timer_at: float | None = None
         self._is_maintaining = False
         #: Queues of which others wait than those that this link has woken.
-        self._followed: set[int] = set()
-        self._follow_timer: Any = None
-        self._following = OnDemand("sqlite-wake", self._follow_up)
+        self._followed: Gathered[int] = Gathered(CLAIM_TIME, self._follow_up, "sqlite-wake")
         #: The link is in the table of owners, unless others have taken it for dead.
         self._is_registered = False
         #: The machine's clock less the steady one, and from when on (steady) a lease that has ended
@@ -198,8 +196,9 @@ class SqliteStore(Store):
         self._maintain()
 
     def close(self) -> None:
-        if self._followed:
-            self._wake_processes(self._database.write(wake_all, self._followed, self.owner))
+        if self._followed.items:
+            left = set(self._followed.items)
+            self._wake_processes(self._database.write(wake_all, left, self.owner))
         if self._is_registered:
             self._wake_processes(
                 self._database.write(messages.leave, self._database.queues, self.owner)
@@ -213,9 +212,7 @@ class SqliteStore(Store):
         self._is_dropped = True
         self._is_open = False
         self._stop_timer()
-        if self._follow_timer is not None:
-            self._follow_timer.close()
-            self._follow_timer = None
+        self._followed.stop()
         if os.getpid() != self._pid:
             self._database.forget()
             if self._fifo is not None:
@@ -266,30 +263,15 @@ class SqliteStore(Store):
         if self._silent:
             self._schedule_maintenance(time())
 
-    def _follow(self, numbers: Collection[int]) -> None:
-        """See a moment later whether those that were woken have claimed.  Never switches."""
-        if numbers and self._is_open:
-            self._followed.update(numbers)
-            if self._follow_timer is None:
-                self._follow_timer = get_hub().loop.timer(CLAIM_TIME, ref=False)
-                self._follow_timer.start(weakly(self._on_follow_time), update=True)
-
-    def _on_follow_time(self) -> None:
-        # In the hub.
-        self._follow_timer.close()
-        self._follow_timer = None
-        self._following.start()
-
-    def _follow_up(self) -> None:
+    def _follow_up(self, numbers: Collection[int]) -> None:
         try:
-            numbers, self._followed = self._followed, set()
             # It seldom has something to do, and then writes nothing.
             if self._is_open and self._database.read(ready_of, numbers):
                 woken: tuple[Pipes, Collection[int]] = self._database.write(
                     messages.follow_up, numbers, self.owner
                 )
                 self._wake_processes(woken[0])
-                self._follow(woken[1])
+                self._followed.add(woken[1])
         except DiskFull as exc:
             logger.error("%s", exc)
         except Exception as exc:
@@ -474,14 +456,14 @@ class SqliteStore(Store):
     def _stored_in_vain(self, stored: messages.PutResult) -> None:
         """Drop the outcome of a publish that nothing waits for any more.  Never switches."""
         self._wake_processes(stored.pipes)
-        self._follow(stored.others)
+        self._followed.add(stored.others)
         self._requeue(stored.dead)
 
     def _after(self, stored: messages.PutResult | messages.ClaimResult) -> None:
         if stored.pipes:
             self._wake_processes(stored.pipes)
         if stored.others:
-            self._follow(stored.others)
+            self._followed.add(stored.others)
         if stored.dead:
             self.died(stored.dead)
         if stored.next_at is not None:
@@ -517,7 +499,7 @@ class SqliteStore(Store):
     def _taken_in_vain(self, taken: messages.ClaimResult) -> None:
         """Requeue claimed messages that nothing waits for any more.  Never switches."""
         self._wake_processes(taken.pipes)
-        self._follow(taken.others)
+        self._followed.add(taken.others)
         self._requeue([*taken.claimed, *taken.dead])
 
     def _requeue(self, claimed: Sequence[Claimed]) -> None:
