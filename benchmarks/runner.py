@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -121,7 +122,7 @@ def measured(
             yield work, rival
             if (work, rival) in results.failures:
                 continue
-            done = _run(board, rival, work, messages, url)
+            done = run(board, rival, work, messages, url)
             if isinstance(done, str):
                 results.failures[work, rival] = done
             else:
@@ -135,17 +136,34 @@ def profiled(board: Board, work: str, rival: str, *, messages: int, url: str) ->
     ).returncode
 
 
-def _command(board: Board, rival: str, work: str, messages: int, url: str) -> list[str]:
+#: Measures with the package of another folder.
+_ELSEWHERE: Final = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("benchmarks.measure", run_name="__main__", alter_sys=True)
+"""
+
+
+def _command(
+    board: Board, rival: str, work: str, messages: int, url: str, source: Path | None = None
+) -> list[str]:
     messages //= board.rivals[rival].sleeps.get(work, 1)
     count = str(board.works[work].count(messages))
-    return [sys.executable, "-m", "benchmarks.measure", board.name, rival, work, count, url]
+    how = ["-m", "benchmarks.measure"] if source is None else ["-c", _ELSEWHERE, str(source)]
+    return [sys.executable, *how, board.name, rival, work, count, url]
 
 
-def _run(board: Board, rival: str, work: str, messages: int, url: str) -> Figures | str:
-    """The figures, or why there are none."""
+def run(
+    board: Board, rival: str, work: str, messages: int, url: str, source: Path | None = None
+) -> Figures | str:
+    """Return the figures, or why there are none.
+
+    Arguments:
+        source: the folder that has the package ``greenconn`` to measure; None: this one.
+    """
     try:
         done = subprocess.run(
-            _command(board, rival, work, messages, url),
+            _command(board, rival, work, messages, url, source),
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

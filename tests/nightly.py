@@ -27,6 +27,10 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
     "docs": (".ci/docs",),
     "instructions": (PYTHON, "-m", "benchmarks.instructions", "--check"),
+    "trend": (
+        *(PYTHON, "-m", "benchmarks.trend"),
+        *("--history", "build/nightly/trend.jsonl", "--chart", "build/nightly/trend.svg"),
+    ),
     "thirdparty": (PYTHON, "-m", "tests.quality.thirdparty"),
     "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
 }

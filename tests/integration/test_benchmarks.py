@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.boards import BOARDS, RABBITMQ, Board
+from benchmarks.trend import ROOT
 from tests.integration.processes import Outcome, run
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
@@ -115,7 +117,7 @@ def test_clients_in_other_languages_are_measured_or_skipped(amqp_url: str) -> No
         assert (rival in figures) != (f"{rival} is skipped: " in outcome.errors)
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", "sqlite"])
+@pytest.mark.parametrize("name", ["rabbitmq", "sqlite", "postgresql"])
 def test_the_benchmark_of_processes_runs(name: str, request: pytest.FixtureRequest) -> None:
     url: str = request.getfixturevalue(URLS[name])
     done = run(
@@ -150,3 +152,25 @@ def test_the_benchmark_of_bloat_runs(postgresql_database: str) -> None:
     assert rows[-1]["consumed"] == 200
     assert rows[-1]["waiting"] == 0
     assert rows[-1]["table_kib"] > 0
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no earlier revision")
+def test_the_trend_is_measured_and_drawn(tmp_path: Path) -> None:
+    history, chart = tmp_path / "trend.jsonl", tmp_path / "trend.svg"
+    for _ in range(2):
+        done = run(
+            *("-m", "benchmarks.trend", "--against", "HEAD", "--broker", "sqlite"),
+            *("--rounds", "1", "--count", "200"),
+            *("--history", str(history), "--chart", str(chart)),
+        )
+        assert done.code == 0, done.errors
+    first, second = map(json.loads, history.read_text().splitlines())
+    assert first.keys() == second.keys()
+    assert first["ratios"].keys() == {"sqlite publish", "sqlite consume"}
+    assert "sqlite publish" in chart.read_text()
+
+
+def test_a_revision_that_does_not_exist_is_an_error() -> None:
+    done = run("-m", "benchmarks.trend", "--against", "nonsense")
+    assert done.code == 2
+    assert "nonsense" in done.errors
