@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.boards import BOARDS, RABBITMQ, Board
 from benchmarks.trend import ROOT
+from tests.fix_postgresql import PostgresServers
 from tests.integration.processes import Outcome, run
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
@@ -23,7 +24,10 @@ ALWAYS = {
     "mongodb": ("greenconn",),
     "sqlite": ("greenconn",),
     "couchdb": ("greenconn",),
+    "postgresql": ("greenconn",),
 }
+#: Not even then: kombu looks at each queue of PostgreSQL once a second.
+NEVER = {("postgresql", "kombu")}
 #: The fixtures that give the addresses of the brokers.
 URLS = {
     "rabbitmq": "amqp_url",
@@ -34,8 +38,14 @@ URLS = {
     "sqlite": "sqlite_module_url",
     "couchdb": "couchdb_server",
     "sqs": "sqs_url",
+    "postgresql": "counting_postgresql_url",
 }
-PAIRS = [(board.name, rival) for board in BOARDS.values() for rival in board.rivals]
+PAIRS = [
+    (board.name, rival)
+    for board in BOARDS.values()
+    for rival in board.rivals
+    if (board.name, rival) not in NEVER
+]
 
 
 def benchmarks(board: Board, url: str, *arguments: str) -> Outcome:
@@ -53,6 +63,12 @@ def sqlite_module_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def counting_postgresql_url(postgresql_servers: PostgresServers) -> str:
+    """The address of a server that counts its statements."""
+    return postgresql_servers("shared_preload_libraries = 'pg_stat_statements'").url
+
+
+@pytest.fixture(scope="module")
 def outcomes() -> dict[str, Outcome]:
     """What all works of the rivals gave, each table when it is first asked for."""
     return {}
@@ -67,7 +83,7 @@ def outcome(
         pytest.skip("runs only with --long")
     if broker not in outcomes:
         board = BOARDS[broker]
-        rivals = board.rivals if long else ALWAYS[broker]
+        rivals = [each for name, each in PAIRS if name == broker] if long else ALWAYS[broker]
         url = request.getfixturevalue(URLS[broker])
         outcomes[broker] = benchmarks(
             board, url, "--json", *(f"--rival={rival}" for rival in rivals)
