@@ -124,7 +124,7 @@ def test_json_of_a_line_has_no_control_characters() -> None:
 @pytest.mark.parametrize("eta", [10**400, 2**62, -(10**400), "soon", None, 1e300])
 def test_an_end_of_a_delay_far_away(eta: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("dramatiq")
-    consumer: Any = importlib.import_module("greenconn.contrib.dramatiq")
+    consumer: Any = importlib.import_module("greenconn.contrib.dramatiq.broker")
     waits: list[float] = []
     monkeypatch.setattr(consumer.gevent, "sleep", waits.append)
     consumer._hold(eta)
