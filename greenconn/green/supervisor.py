@@ -216,8 +216,9 @@ class Gathered(Generic[T]):
         self._task.start()
 
     def _run(self) -> None:
-        items, self.items = self.items, set()
-        if items:
+        # Those whose time came while the function ran have no timer any more.
+        while self.items and self._timer is None:
+            items, self.items = self.items, set()
             self._function(items)
 
 

@@ -12,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green import supervisor
-from greenconn.green.supervisor import OnDemand, current, end, end_all, shielded, spawn
+from greenconn.green.supervisor import Gathered, OnDemand, current, end, end_all, shielded, spawn
 from tests.fix_leaks import HubErrors
 from tests.forked import holds_in_child
 
@@ -354,3 +354,52 @@ def test_a_function_on_demand_that_ends_itself_goes_on_to_its_end() -> None:
     assert greenlet is not None
     greenlet.join(30)
     assert (ended, task.greenlet) == ([True, True], None)
+
+
+def test_items_are_gathered_and_handed_over_together() -> None:
+    calls, done = [], Event()
+
+    def keep(items: set[int]) -> None:
+        calls.append(items)
+        done.set()
+
+    gathered: Gathered[int] = Gathered(0.01, keep, "keeper")
+    gathered.add([1, 2])
+    gathered.add([2, 3])
+    assert gathered.items == {1, 2, 3}
+    assert done.wait(30)
+    assert calls == [{1, 2, 3}]
+    assert not gathered.items
+
+
+def test_items_that_come_while_the_function_runs_are_handed_over_after_it() -> None:
+    """Even if their time has come before it ends."""
+    calls: list[set[int]] = []
+    has_begun, may_end, done = Event(), Event(), Event()
+
+    def keep(items: set[int]) -> None:
+        calls.append(items)
+        has_begun.set()
+        may_end.wait(30)
+        if len(calls) == 2:
+            done.set()
+
+    gathered: Gathered[int] = Gathered(0.001, keep, "keeper")
+    gathered.add([1])
+    assert has_begun.wait(30)
+    gathered.add([2])
+    over = Event()
+    timer = gevent.get_hub().loop.timer(0.01)
+    timer.start(over.set, update=True)
+    assert over.wait(30)
+    timer.close()
+    may_end.set()
+    assert done.wait(30)
+    assert calls == [{1}, {2}]
+
+
+def test_items_are_dropped_when_it_is_stopped() -> None:
+    gathered: Gathered[int] = Gathered(600.0, pytest.fail, "keeper")
+    gathered.add([1])
+    gathered.stop()
+    assert not gathered.items
