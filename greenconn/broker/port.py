@@ -21,7 +21,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from greenconn.broker.envelope import Delivery, Envelope
 from greenconn.exceptions import RecoverableConnectionError
@@ -66,6 +66,9 @@ class ConsumerRegistry:
 
 
 logger = logging.getLogger("greenconn.broker")
+
+#: Seconds that a link has to claim when a message has woken it alone, before another one is woken.
+CLAIM_TIME: Final = 0.02
 
 
 class NoQueue(Exception):

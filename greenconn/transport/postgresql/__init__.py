@@ -35,7 +35,7 @@ from gevent import get_hub
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.exchanges import Topology
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Entry, LeaseExpired, SettleRequest, Store
+from greenconn.broker.port import CLAIM_TIME, Claimed, Entry, LeaseExpired, SettleRequest, Store
 from greenconn.broker.queues import Declaration
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_seconds, check_type, invalid
@@ -52,14 +52,7 @@ from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import Gathered, OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
-from greenconn.transport.postgresql.connection import (
-    NotStored,
-    RightMissing,
-    Session,
-    as_error,
-    defaults,
-    parsed,
-)
+from greenconn.transport.postgresql.connection import NotStored, Session, as_error, defaults, parsed
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
     QueueRow,
@@ -98,8 +91,6 @@ _PLACES: Final = frozenset({"dbname", "host", "hostaddr", "port", "service"})
 #: The servers behind poolers that were logged.
 _pooled: Final[set[str]] = set()
 
-#: Seconds that a link that was notified has to claim, before another one is.
-CLAIM_TIME: Final = 0.02
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
 
@@ -472,7 +463,7 @@ class PostgresStore(Store):
 
     def _maintain(self) -> None:
         if self._may_maintain or self._number is not None:
-            self._call_or_lose(self._look)
+            self._call_or_lose(self._look_as_allowed)
 
     def _poll(self) -> None:
         self._call_or_lose(self._look_again)
@@ -483,12 +474,19 @@ class PostgresStore(Store):
         except NotStored as exc:
             logger.error("%s", exc, extra={"connection": self.client.as_uri()})
         except Exception as exc:
-            if self._number is None and isinstance(exc, RightMissing):
-                self._may_maintain = False  # consumers do it
-            elif self._is_open:
+            if self._is_open:
                 self.lost(
                     as_error(exc, self.client.as_uri()) if isinstance(exc, psycopg.Error) else exc
                 )
+
+    def _look_as_allowed(self) -> None:
+        """Look, unless the role of a link that only publishes may not do that.  Within a call."""
+        try:
+            self._look()
+        except psycopg.errors.InsufficientPrivilege:
+            if self._number is not None:
+                raise
+            self._may_maintain = False  # consumers do it
 
     def _look(self) -> None:
         """Do what is due, and clean up behind dead links.  Within a call."""

@@ -75,10 +75,6 @@ class CannotUse(_Both, NotAllowed, psycopg.DatabaseError):  # type: ignore[misc]
     """The database or the schema cannot be used, and to try again would not help."""
 
 
-class RightMissing(CannotUse):
-    """The role does not have the right that a statement needs."""
-
-
 class NotStored(_Both, RecoverableChannelError, psycopg.DatabaseError):  # type: ignore[misc]
     """The server could not do it now: the disk is full, or a row was locked for too long."""
 
@@ -91,7 +87,7 @@ _ERRORS: Final[Mapping[str, tuple[type[Any], str]]] = {
     "3D": (CannotUse, "create the database, or name another one in the URL"),
     "3F": (CannotUse, "it was dropped while this process was using it"),
     "42P01": (CannotUse, "it was dropped while this process was using it"),
-    "42501": (RightMissing, "grant the role this right"),
+    "42501": (CannotUse, "grant the role this right"),
     "53": (NotStored, "free some space, or raise the limit"),
     "53300": (LinkLost, "raise max_connections, or use fewer connections"),
     "55P03": (NotStored, "look for long transactions in pg_stat_activity"),

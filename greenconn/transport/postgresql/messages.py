@@ -451,7 +451,7 @@ def _settle(
                 ),
             )
             numbers.update(queue for (queue,) in returned)
-    return PutResult([], numbers, stored.dead, due_in, (), late, refused)
+    return PutResult([], numbers, stored.dead, due_in, late=late, refused=refused)
 
 
 def is_held(session: Session, handle: Handle) -> bool:

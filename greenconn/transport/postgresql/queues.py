@@ -68,13 +68,10 @@ def announce(
     """
     if not numbers:
         return ()
-    ((others,),) = session.fetch(
-        "SELECT greenconn.announce(%b::int8[], %b::text)", (list(numbers), owner)
-    )
+    others = _notify_one(session, "announce", numbers, owner)
     if due_in is not None:
         session.fetch(_ANNOUNCE_DUE, (f"@{due_in}", list(numbers), owner))
-    found: Collection[int] = others
-    return found
+    return others
 
 
 def announce_rest(session: Session, numbers: Collection[int], owner: str) -> Collection[int]:
@@ -83,11 +80,16 @@ def announce_rest(session: Session, numbers: Collection[int], owner: str) -> Col
     Returns:
         the queues for which others wait on.
     """
-    ((others,),) = session.fetch(
-        "SELECT greenconn.announce_rest(%b::int8[], %b::text)", (list(numbers), owner)
-    )
-    found: Collection[int] = others
-    return found
+    return _notify_one(session, "announce_rest", numbers, owner)
+
+
+def _notify_one(
+    session: Session, function: str, numbers: Collection[int], owner: str
+) -> Collection[int]:
+    statement = f"SELECT greenconn.{function}(%b::int8[], %b::text)"
+    others: Collection[int]
+    ((others,),) = session.fetch(statement, (list(numbers), owner))
+    return others
 
 
 def announce_all(session: Session, numbers: Collection[int], owner: str) -> None:
@@ -339,13 +341,13 @@ class Queues:
                     (row.id, self._owner, count, exclusive),
                 )
             else:
-                self._session.change(
-                    "DELETE FROM greenconn.consumers WHERE queue = %b AND owner = %b",
+                removed = self._session.fetch(
+                    "DELETE FROM greenconn.consumers WHERE queue = %b AND owner = %b RETURNING armed",
                     (row.id, self._owner),
                 )
             self.touch(row)
-        if not count:
-            # It may be the next one's turn, or what this one was notified of is still there.
+        if not count and (row.policy.is_single_active or (2,) in removed):
+            # It is the next one's turn, or nothing has claimed what this one was notified of.
             announce_all(self._session, [row.id], self._owner)
         return row
 

@@ -37,7 +37,7 @@ from gevent import get_hub
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.exchanges import Topology
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
+from greenconn.broker.port import CLAIM_TIME, Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration, is_lost
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.green.deadline import Deadline
@@ -62,8 +62,6 @@ _FORM = "write sqlite:///relative.db or sqlite:////absolute/path.db"
 
 #: Seconds between two looks because of the clock, at least.
 LEAST_PAUSE: Final = 0.005
-#: Seconds that a link that was woken has to claim, before another one is.
-CLAIM_TIME: Final = 0.02
 
 
 class Channel(StoreChannel[StoreLink]):
