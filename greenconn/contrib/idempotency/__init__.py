@@ -46,6 +46,12 @@ from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.message import Message
 
+__all__ = ["Claim", "IdStore", "MemoryIds", "handled_once", "message_id"]
+
+logger = logging.getLogger("greenconn.idempotency")
+
+H = TypeVar("H", bound=Callable[..., Any])
+
 
 class Claim(Enum):
     """The outcome of a claim."""
@@ -131,15 +137,6 @@ class MemoryIds(IdStore):
         """Forget a claim."""
         if self._claims.get(id, ("",))[0] == owner:
             del self._claims[id]
-
-
-__all__ = ["Claim", "IdStore", "MemoryIds", "handled_once", "message_id"]
-
-
-logger = logging.getLogger("greenconn.idempotency")
-
-
-H = TypeVar("H", bound=Callable[..., Any])
 
 
 #: Between two looks at a claim of another handler.
