@@ -15,7 +15,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import NotFound, Unroutable
+from greenconn.exceptions import NotFound
 from greenconn.transport.sqlite.database import Database
 from tests.fix_wires import until
 from tests.forked import holds_in_child
@@ -241,38 +241,6 @@ gevent.sleep(1000)
                 connection.channel().queue_declare(name, passive=True)
         assert consumer.stop(SOON)
     assert glob.glob(f"{path}-*.wake") == []
-
-
-def test_a_publisher_sweeps_what_the_last_consumer_has_left(
-    sqlite_url: str, programs: list[Running]
-) -> None:
-    """Killed while it handles a message, so that it waited for no word about another one."""
-    program = """
-import sys
-import gevent
-import greenconn
-from greenconn import Queue
-
-def handle(body, message):
-    print("begun", flush=True)
-    gevent.sleep(1000)
-
-queue = Queue("news", auto_delete=True)
-greenconn.spawn_consumer(queue, handle, connection=sys.argv[1], prefetch_count=1).join()
-"""
-    url = f"{sqlite_url}?lease={LEASE}"
-    target = start("-c", program, url)
-    programs.append(target)
-    with Connection(url) as connection:
-        until(lambda: "news" in connection.default_channel.list_queues(), 20 * LEASE)
-        for number in range(2):
-            greenconn.publish("news", number, connection=connection)
-        assert target.line() == "begun"
-        target.signal(signal.SIGKILL)
-        with gevent.Timeout(20 * LEASE), pytest.raises(Unroutable):
-            while True:
-                greenconn.publish("news", 2, connection=connection)
-                gevent.sleep(0.1)
 
 
 def test_frozen_consumer_comes_too_late(url: str, programs: list[Running]) -> None:

