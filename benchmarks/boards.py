@@ -34,7 +34,10 @@ RABBITMQ_LOAD: Final = Board(
     name="rabbitmq-load",
     stage="benchmarks.stage",
     works=works.LOAD_WORKS,
-    rivals={name: rivals.RIVALS[name] for name in ("greenconn", "kombu", "pika", "aio-pika")},
+    rivals={
+        name: rivals.RIVALS[name]
+        for name in ("greenconn", "kombu", "pika", "aio-pika", "rabbitmq-c", "amqp091-go")
+    },
 )
 REDIS: Final = Board(
     name="redis",

@@ -1,7 +1,8 @@
 """``python -m benchmarks.scale``: the cost of many consumers of one process, and whether it is even.
 
 Each number of consumers is measured in a process of its own, over a few connections to a broker of its
-own.  A consumer has a queue of its own, unless ``--queues`` says how many they share.
+own.  A consumer has a queue of its own, unless ``--queues`` says how many they share.  While no message
+comes, it counts how often the process wakes up.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from urllib.parse import urlsplit
 
 import gevent
 
-from benchmarks.boards import RABBITMQ, REDIS
+from benchmarks.boards import POSTGRESQL, RABBITMQ, REDIS, SQLITE
 from benchmarks.memory import Growth
 from benchmarks.runner import broker
 from greenconn import Connection, Queue, spawn_consumer
 from greenconn.worker import ConsumerGreenlet
 
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS)}
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, POSTGRESQL, SQLITE)}
 #: Seconds that each step may take.
 TIMEOUT: Final = 1800.0
+#: Seconds until what has started is at rest.
+SETTLE: Final = 5.0
 #: Messages that are under way at once while throughput is measured.
 WINDOW: Final = 2000
 #: What is shown of each row, and how.
@@ -41,6 +44,9 @@ HEADINGS: Final = {
     "start_broker": ("broker CPU ms", ".2f"),
     "client_kib": ("client KiB", ".1f"),
     "broker_kib": ("broker KiB", ".1f"),
+    "idle_wakes": ("idle: wake-ups/s", ".1f"),
+    "idle_cpu": ("client CPU %", ".3f"),
+    "idle_broker": ("broker CPU %", ".2f"),
     "message_rate": ("messages/s", ",.0f"),
     "message_cpu": ("client CPU us", ".0f"),
     "recover_ms": ("recovered: ms", ".2f"),
@@ -80,6 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--consumers", type=int, nargs="+", default=[5000, 10000, 20000, 50000])
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--queues", type=int, default=0, help="0: as many as consumers")
+    parser.add_argument("--idle", type=float, default=60, help="seconds without a message")
     parser.add_argument("--messages", type=int, default=20000, help="for the throughput")
     parser.add_argument("--url", help="a broker; measures the first number of consumers only")
     return parser.parse_args()
@@ -119,6 +126,7 @@ def measure(
         _wait_ready(consumers)
     figures["client_kib"] = growth.per(count)
     figures["broker_kib"] = (server.kib - before) / count
+    _idle(options.idle, server, figures)
     _throughput(connections[0], names, handled, options.messages, server, figures)
     with Step(server, "recover", count, figures):
         for connection in connections:
@@ -225,6 +233,18 @@ def _wait_ready(consumers: list[ConsumerGreenlet]) -> None:
     end = monotonic() + TIMEOUT
     for consumer in consumers:
         assert consumer.wait_ready(end - monotonic()), f"{consumer!r} was not ready"
+
+
+def _idle(seconds: float, server: Server, figures: dict[str, float]) -> None:
+    """Count how often this process wakes up while no message comes, and what that takes."""
+    gevent.sleep(min(SETTLE, seconds))
+    used, broker_used = resource.getrusage(resource.RUSAGE_SELF), server.cpu_seconds
+    gevent.sleep(seconds)
+    now, broker_now = resource.getrusage(resource.RUSAGE_SELF), server.cpu_seconds
+    cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    figures["idle_wakes"] = (now.ru_nvcsw - used.ru_nvcsw) / seconds
+    figures["idle_cpu"] = cpu / seconds * 100
+    figures["idle_broker"] = (broker_now - broker_used) / seconds * 100
 
 
 def _throughput(

@@ -139,7 +139,9 @@ class Works(KombuApi):
 
         ticker = self.stage.peer(role, str(count), source, *arguments)
         with greenconn.Connection(self.url) as connection:
-            spawn_consumer(source, handler, connection=connection).wait_ready(TIMEOUT)
+            spawn_consumer(
+                source, handler, connection=connection, prefetch_count=PREFETCH
+            ).wait_ready(TIMEOUT)
             with Clock() as clock:
                 self.stage.go(ticker)
                 counter.wait()

@@ -247,7 +247,8 @@ def listen(
     took, callback = latencies()
     with api.Connection(url) as connection:
         queue = api.Queue(source, no_declare=True)
-        with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
+        consumer = connection.Consumer([queue], callbacks=[callback], prefetch_count=PREFETCH)
+        with consumer, Clock() as clock:
             go()
             while len(took) < count:
                 connection.drain_events(timeout=TIMEOUT)

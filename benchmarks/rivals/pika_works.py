@@ -184,6 +184,7 @@ class Works:
                 channel.stop_consuming()
 
         ticker = self.stage.peer(role, str(count), source, *arguments)
+        self.channel.basic_qos(prefetch_count=PREFETCH)
         tag = self.channel.basic_consume(source, callback)
         with Clock() as clock:
             self.stage.go(ticker)

@@ -144,12 +144,13 @@ def test_the_benchmark_of_processes_runs(name: str, request: pytest.FixtureReque
     assert [sum(row["shares"]) for row in json.loads(done.output)] == [100, 100, 100]
 
 
-@pytest.mark.parametrize("name", ["rabbitmq", "redis"])
+@pytest.mark.parametrize("name", ["rabbitmq", "redis", "postgresql", "sqlite"])
 def test_the_benchmark_of_many_consumers_runs(name: str, request: pytest.FixtureRequest) -> None:
     url: str = request.getfixturevalue(URLS[name])
     done = run(
         *("-m", "benchmarks.scale", "--broker", name, "--url", url),
         *("--consumers", "20", "--messages", "100", "--queues", "10", "--connections", "2"),
+        *("--idle", "0.1"),
     )
     assert done.code == 0, done.errors
     figures = json.loads(done.output)
