@@ -76,13 +76,12 @@ def test_the_place_of_a_process_that_ends_or_stands_still_comes_back(
             connection=connection,
             limit=Limit(1, lease=2),
         )
-        greenconn.publish_many(unique, ["second", "third"], connection=connection)
+        # More than the prefetch windows of both, so that each has some at any time.
+        greenconn.publish_many(unique, ["second"] * 60, connection=connection)
         # The holder renews its place for as long as it lives.
         until(lambda: consumer.stats()["deferred"] >= 2, SOON)
         assert begun == []
         _signal(holder, number, url)
-        # More than a process that stands still may have in its prefetch window.
-        greenconn.publish_many(unique, ["more"] * 30, connection=connection)
         until(lambda: begun, SOON)
         if number == signal.SIGSTOP:
             holder.signal(signal.SIGCONT)
