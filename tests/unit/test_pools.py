@@ -35,7 +35,8 @@ URL = "memory://me:secret@localhost/pools"
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
-    """Nothing is shared between tests."""
+    """Nothing is shared between tests, those of other modules neither."""
+    pools.reset()
     yield
     pools.reset()
     pools.set_limit(10)
