@@ -94,6 +94,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     raise_limit()
+    # The tests start hundreds of programs: each would compile the library anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.servers:
         os.environ[SERVERS] = options.servers
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import time
 import uuid
@@ -94,6 +95,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if is_long else "short")
     if is_long and config.getoption("timeout", None) is None:
         config.option.timeout = LONG_TIMEOUT
+    # So that the search for secrets sees every line that could be logged.  pytest's own option sets
+    # it six times a test, and each time the caches of all loggers are cleared.
+    logging.getLogger().setLevel(logging.DEBUG)
     config.stash[share] = Share.taken()
     config.stash[summary] = os.environ.pop(SUMMARY, None)
 

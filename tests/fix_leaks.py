@@ -171,9 +171,9 @@ def native_threads() -> Left:
         for each in threading.enumerate()
         if not isinstance(each, threading._DummyThread)
     }
-    if not TASKS.is_dir():
+    if not os.path.isdir(TASKS):
         return {each: f"thread {name!r}" for each, name in names.items()}
-    ids = [int(each.name) for each in TASKS.iterdir()]
+    ids = [int(each) for each in os.listdir(TASKS)]
     found: Left = {each: f"thread {names[each]!r}" for each in ids if each in names}
     pool = getattr(get_hub(), "_threadpool", None)
     size: int = pool.size if pool is not None else 0
