@@ -5,10 +5,10 @@ The same files in the same number of shares are always divided in the same way, 
 
 from __future__ import annotations
 
-import heapq
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -59,8 +59,20 @@ LEAST = 1.0
 #: One process more is worth it where at most this part of the longest time is left.
 GAIN = 0.85
 
+#: What one more process with a server of its own costs all of them, in seconds, for what the files
+#: whose tests use the server have in their text.  ``side`` is each transport in turn.
+SERVERS = {
+    re.compile(r"\bown_rabbitmq"): 25.0,
+    re.compile(r"\bmanaged_rabbitmq"): 30.0,
+    re.compile(r"\b(side|couchdb)"): 8.0,
+    re.compile(r"\b(side|sqs)"): 6.0,
+    re.compile(r"\b(side|mongodb)"): 5.0,
+    re.compile(r"\b(side|postgresql)"): 8.0,
+}
+
 #: Files with their seconds, or with the number of their share, as paths from the root.
 Costs = dict[str, float]
+Pattern = re.Pattern[str]
 Numbers = dict[str, int]
 
 
@@ -126,14 +138,28 @@ def note_costs(costs: Mapping[str, Costs], is_full: bool) -> None:
 
 
 def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
-    """Give each file the number of one of *count* shares: the dearest first, to the emptiest."""
-    shares = [(0.0, number) for number in range(count)]
+    """Give each file the number of one of *count* shares: the dearest first, where the least is added.
+
+    That is the emptiest share, or one whose process has the servers that the file's tests need.
+    """
+    took, started = [0.0] * count, [frozenset[Pattern]()] * count
     numbers: Numbers = {}
     for file in sorted(files, key=lambda file: (-costs.get(file, UNKNOWN), file)):
-        cost, number = heapq.heappop(shares)
-        numbers[file] = number
-        heapq.heappush(shares, (cost + costs.get(file, UNKNOWN), number))
+        needed, cost = servers_of(file), costs.get(file, UNKNOWN)
+        with_it = [
+            seconds + cost + sum(SERVERS[each] for each in needed - there)
+            for seconds, there in zip(took, started, strict=True)
+        ]
+        number = numbers[file] = with_it.index(min(with_it))
+        took[number], started[number] = with_it[number], started[number] | needed
     return numbers
+
+
+def servers_of(file: str) -> frozenset[Pattern]:
+    """Return which servers of their own process the tests of a file use."""
+    path = ROOT / file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return frozenset(each for each in SERVERS if each.search(text))
 
 
 def apportion(seconds: Mapping[str, float], each: int) -> dict[str, int]:

@@ -44,6 +44,8 @@ class RedisServer(Server):
         """The program and its arguments."""
         command = [str(self.server), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--save", "", "--appendonly", "no"]
+        # A replica is sent its copy at once, and not after five seconds in which others could come.
+        command += ["--repl-diskless-sync-delay", "0"]
         return [*command, "--databases", str(DATABASES), *self._options]
 
     def environment(self) -> dict[str, str]:

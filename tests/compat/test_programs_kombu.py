@@ -191,6 +191,7 @@ def name_of(program: Program) -> str:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=name_of)
+@pytest.mark.sampled(2)
 def test_on_rabbitmq(program: Program, amqp_url: str) -> None:
     assert run(program, GREENCONN, amqp_url) == kombus(program, amqp_url)
 

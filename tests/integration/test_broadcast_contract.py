@@ -170,6 +170,7 @@ class TestKept:
         connections[0].default_channel.queue_delete(f"{unique}-mine")
 
     @needs(Can.QUEUE_EXPIRY)
+    @pytest.mark.sampled(3)
     def test_it_ends_after_that_time(self, connections: list[Connection], unique: str) -> None:
         consumer, _ = listen(Broadcast(unique, f"{unique}-mine", keep=1), connections[0])
         consumer.stop(SOON)

@@ -158,6 +158,7 @@ def test_letters_are_retried_at_a_rate_and_deleted(app: App, client: Client, uni
     assert f"retry all with builtins.LookupError of {dead}" in client.get("jobs").shown
 
 
+@pytest.mark.sampled(2)
 def test_a_queue_is_looked_at_moved_and_purged(app: App, client: Client, unique: str) -> None:
     orders, other = f"{unique}-orders", f"{unique}-other"
     for name in (orders, other):
@@ -187,6 +188,7 @@ def test_a_queue_is_looked_at_moved_and_purged(app: App, client: Client, unique:
     )
 
 
+@pytest.mark.sampled(2)
 def test_consumers_are_paused_and_a_handler_interrupted(
     app: App, client: Client, unique: str
 ) -> None:

@@ -40,6 +40,7 @@ class Arrivals:
         assert self.consumer.stop(SOON)
 
 
+@pytest.mark.sampled(3)
 def test_delayed_message_comes_when_it_is_due(connection: Connection, unique: str) -> None:
     arrivals = Arrivals(connection, unique)
     began = monotonic()
@@ -55,6 +56,7 @@ def test_delayed_message_comes_when_it_is_due(connection: Connection, unique: st
     arrivals.stop()
 
 
+@pytest.mark.sampled(3)
 def test_messages_with_other_delays_do_not_wait_for_one_another(
     connection: Connection, unique: str
 ) -> None:
@@ -65,6 +67,7 @@ def test_messages_with_other_delays_do_not_wait_for_one_another(
     arrivals.stop()
 
 
+@pytest.mark.sampled(3)
 def test_delay_to_an_exchange_of_any_type(connection: Connection, unique: str) -> None:
     exchange = Exchange(f"{unique}-x", "direct", durable=True)
     arrivals = Arrivals(connection, Queue(unique, exchange, "key"))
@@ -81,6 +84,7 @@ def test_delay_to_an_exchange_of_any_type(connection: Connection, unique: str) -
     arrivals.stop()
 
 
+@pytest.mark.sampled(3)
 def test_producers_delay_as_well(connection: Connection, unique: str) -> None:
     arrivals = Arrivals(connection, unique)
     began = monotonic()
@@ -92,6 +96,7 @@ def test_producers_delay_as_well(connection: Connection, unique: str) -> None:
     arrivals.stop()
 
 
+@pytest.mark.sampled(3)
 def test_message_comes_at_a_time(connection: Connection, unique: str) -> None:
     arrivals = Arrivals(connection, unique)
     at = datetime.now(timezone(timedelta(hours=9))) + timedelta(seconds=2)

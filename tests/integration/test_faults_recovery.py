@@ -314,12 +314,13 @@ def at_work(broker: RabbitMQ, name: str) -> Iterator[list[Work]]:
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param("cut", marks=pytest.mark.full),
+        "cut",
         "kill",
         pytest.param("restart_app", marks=pytest.mark.long),
         pytest.param("freeze", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.full
 def test_all_goes_on(fault: str, own_rabbitmq: RabbitMQ, unique: str) -> None:
     with at_work(own_rabbitmq, unique) as works:
         for work in works:

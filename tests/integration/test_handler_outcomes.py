@@ -48,6 +48,7 @@ def has(consumer: greenconn.ConsumerGreenlet, **numbers: int) -> bool:
     return all(stats[name] == number for name, number in numbers.items())
 
 
+@pytest.mark.sampled(3)
 def test_message_is_redelivered_when_its_handler_has_said(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,6 +89,7 @@ def test_message_is_redelivered_when_its_handler_has_said(
     ]
 
 
+@pytest.mark.sampled(3)
 def test_calls_that_count_end(connection: Connection, unique: str) -> None:
     exchange = Exchange(f"{unique}-x", "direct", durable=True)
     keys: list[str] = []
@@ -163,6 +165,7 @@ def test_dead_letter_is_made_at_once(connection: Connection, unique: str, option
     assert consumer.stop(SOON)
 
 
+@pytest.mark.sampled(3)
 def test_batch_is_redelivered(connection: Connection, unique: str) -> None:
     handled: set[int] = set()
     recorder = Recorder()

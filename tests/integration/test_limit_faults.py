@@ -59,7 +59,7 @@ def connection(places: tuple[str, str | None], unique: str) -> Iterator[Connecti
 
 @pytest.mark.programs
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_the_place_of_a_process_that_ends_or_stands_still_comes_back(
     number: int, places: tuple[str, str | None], connection: Connection, unique: str
 ) -> None:

@@ -228,6 +228,7 @@ def test_a_caller_that_is_killed_leaves_no_place(store: Tried) -> None:
     assert one(store, take("eve")).is_taken
 
 
+@pytest.mark.sampled(2)
 def test_held_places_are_renewed_by_one_request(store: Tried) -> None:
     places = [Renew("q", f"p{n}", "ada", 1.0, True) for n in range(10)]
     for renew in places:

@@ -122,6 +122,7 @@ def test_a_tenant_that_is_blocked_delays_nobody_else(connection: Connection, que
     consumer.kill()
 
 
+@pytest.mark.sampled(2)
 def test_a_rate_is_exact_over_all_processes(url: str, connection: Connection, queue: str) -> None:
     started: list[float] = []
     count, burst, interval = 12, 2, 0.2
@@ -211,6 +212,7 @@ def published(connection: Connection, queue: str, body: Any, **options: Any) -> 
     return True
 
 
+@pytest.mark.sampled(2)
 def test_a_retry_keeps_the_key_and_its_end_gives_it_back(
     connection: Connection, queue: str
 ) -> None:
@@ -291,6 +293,7 @@ def test_unique_keys_of_many_messages(connection: Connection, queue: str) -> Non
 # -- debounce
 
 
+@pytest.mark.sampled(2)
 def test_of_a_burst_the_last_is_handled(connection: Connection, queue: str) -> None:
     handled: list[Any] = []
     for number in range(5):
@@ -306,6 +309,7 @@ def test_of_a_burst_the_last_is_handled(connection: Connection, queue: str) -> N
     assert left(connection, queue) == 0
 
 
+@pytest.mark.sampled(2)
 def test_batches_skip_and_free_keys(connection: Connection, queue: str) -> None:
     batches: list[list[Any]] = []
     for number in range(3):
@@ -336,6 +340,7 @@ KEYS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.sampled(2)
 def test_a_message_costs_two_round_trips(connection: Connection, queue: str, kind: str) -> None:
     options, of_publish = KEYS[kind]
     store = store_for(connection, "a test")
@@ -391,6 +396,7 @@ WAITS: list[Any] = [-1, 10**30, "1", 1.5, True, []]
 HEADERS = [{CLAIM: value} for value in FORGED] + [{WAITED: value} for value in WAITS]
 
 
+@pytest.mark.sampled(2)
 def test_forged_headers_neither_free_keys_nor_lose_messages(
     connection: Connection, queue: str
 ) -> None:

@@ -197,6 +197,7 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
 
 
 @needs(Can.QUEUE_EXPIRY)
+@pytest.mark.sampled(3)
 def test_unused_queue_expires(side: Side) -> None:
     channel, queue = side.open_queue(arguments={"x-expires": 1000})
     tag = channel.basic_consume(queue, callback=print)
@@ -348,6 +349,7 @@ def test_messages_go_with_a_queue_that_deletes_itself(side: Side) -> None:
 # -- dead letters that cannot be stored
 
 
+@pytest.mark.sampled(3)
 def test_dead_letter_that_cannot_be_stored_leaves_the_original(
     side: Side, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

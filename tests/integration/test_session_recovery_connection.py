@@ -177,6 +177,7 @@ def test_closed_while_the_broker_is_away(relay: Relay, unique: str) -> None:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.7, 0.8, 0.9, 0.98])
+@pytest.mark.sampled(2)
 def test_closed_while_it_comes_back(
     relay: Relay, other: Connection, unique: str, share: float
 ) -> None:

@@ -188,6 +188,7 @@ def test_an_error_of_on_declared_does_not_end_a_consumer_that_ran(
 
 @pytest.mark.parametrize("way", ["function", "provider"])
 @pytest.mark.sampled(1)
+@pytest.mark.full
 def test_a_login_that_is_none_during_a_reconnect_is_asked_for_again(
     broker: Broker, way: str, unique: str
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_timeout_of_the_login_is_an_error_of_the_call(broker: Broker) -> None:
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.full
 def test_a_certificate_file_that_is_half_written_is_read_again(
     broker: Broker, tls_front: TlsFront, unique: str, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_waiting_retries_stall_nothing(connection: Connection, unique: str) -> N
     assert consumer.stop(SOON)
 
 
+@pytest.mark.sampled(3)
 def test_retry_keeps_what_the_message_had(connection: Connection, unique: str) -> None:
     exchange = Exchange(f"{unique}-x", "topic", durable=True)
     seen: GreenQueue[Any] = GreenQueue()

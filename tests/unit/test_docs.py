@@ -38,6 +38,7 @@ def section(text: str, title: str) -> str:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.sampled(8)
 def test_the_code_blocks_run(path: Path, patched: bool) -> None:
     program = blocks(path.read_text())
     if not program:

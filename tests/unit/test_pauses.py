@@ -12,6 +12,7 @@ PLANTED = str(Path(__file__).resolve().parent / "planted_pauses.py")
 pytestmark = pytest.mark.programs
 
 
+@pytest.mark.full
 def test_a_test_that_relies_on_time_is_found() -> None:
     """A planted test that asks for an event within a moment fails; one that waits for it does not."""
     program = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pauses", PLANTED]

@@ -32,6 +32,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.programs
+@pytest.mark.full
 def test_a_failure_fails_the_run() -> None:
     done = run(f"{PLANTED}::test_that_is_broken")
     assert done.returncode == 1, done.stdout
@@ -44,6 +45,7 @@ def test_a_failure_fails_the_run() -> None:
 
 
 @pytest.mark.programs
+@pytest.mark.full
 def test_reasons_of_skips_are_counted() -> None:
     done = run(f"{PLANTED}::test_that_is_skipped")
     assert done.stdout.count("planted reason") == 1

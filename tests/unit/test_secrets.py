@@ -29,6 +29,7 @@ def said() -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.full
 def test_what_is_reported_is_found(said: str, name: str) -> None:
     fails = name.startswith("test_shows")
     if name.endswith("python_3_12"):

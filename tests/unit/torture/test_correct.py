@@ -40,7 +40,7 @@ def tortured(name: str, histories: int, replay: str | None = None) -> Iterator[T
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 def test_no_alarm(name: str, long: bool) -> None:
     few, many = (100, 3000) if name in SLOW else (300, 100_000)
     histories = many if long else few

@@ -81,6 +81,7 @@ def test_replies_reach_their_callers(opened: Opened) -> None:
     assert pipeline.writer.sends < 100
 
 
+@pytest.mark.full
 def test_replies_reach_their_callers_after_a_signal_amid_a_command(
     opened: Opened, losses: list[LinkLost]
 ) -> None:
