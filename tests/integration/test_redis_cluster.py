@@ -638,7 +638,8 @@ def test_a_lost_node_is_reported_by_the_window(redis_cluster: RedisCluster, uniq
         assert isinstance(pipeline, SlotPipeline)
         assert pipeline.node is not None
         pipeline.node.end(LinkLost("as if it had been cut"))
-        with pytest.raises(PublishTimeout, match=r"8 publishes .* were not confirmed") as caught:
+        # One or another may have been confirmed on the way.
+        with pytest.raises(PublishTimeout, match=r"[1-8] publishes .* not confirmed") as caught:
             channel.flush()
         assert caught.value.maybe_delivered
         channel.basic_publish(channel.prepare_message("x"), "", unique)
