@@ -16,6 +16,7 @@ from greenconn.broker.queues import Declaration
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.connection import DeclarationRefused, JobTooBig, ServerRefuses
 from tests.fix_beanstalk import BeanstalkFactory
+from tests.fix_relay import RelayFactory
 from tests.fix_wires import until
 from tests.integration.beanstalk_clients import SOON, bodies, entry, raw_to, store_at, stores_at
 from tests.integration.couchdb_clients import done
@@ -229,6 +230,22 @@ def test_acks_reach_a_connection_that_waits(beanstalk_url: str, unique: str) -> 
         gevent.sleep(0)  # it may not have got as far as the server yet
         store.interrupt()
         assert waiter.get(timeout=SOON) == []
+        store.drop_queue(unique)
+
+
+def test_a_wait_is_interrupted_that_was_begun_at_once_after_another(
+    beanstalk_url: str, relay_to: RelayFactory, unique: str
+) -> None:
+    """The kick may overtake, on its connection, what buries the wake-up job on the other."""
+    with store_at(relay_to(beanstalk_url).url) as store:
+        store.make_queue(unique, PLAIN)
+
+        def claim() -> None:
+            for _ in range(20):
+                gevent.spawn(store.interrupt)  # as soon as this greenlet waits
+                assert store.claim({unique: 1}, 25.0) == []
+
+        gevent.spawn(claim).get(timeout=15)
         store.drop_queue(unique)
 
 

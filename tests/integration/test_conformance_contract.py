@@ -20,6 +20,8 @@ from tests.integration.contract import Side
 from tests.integration.processes import start
 
 SOON = 30.0
+#: Less than the longest wait of a claim.
+QUICK = 15.0
 LARGE = 256 * 1024
 
 #: Binds a queue to a fan-out exchange, prints what comes, and keeps it.
@@ -145,6 +147,22 @@ def test_hundred_consumers(
         with connection.channel() as channel:
             deletes = [gevent.spawn(channel.queue_delete, name) for name in names]
             gevent.joinall(deletes, raise_error=True)
+
+
+def test_consumers_of_one_connection_stop_one_after_another(
+    broker_kind: Kind, connect: Callable[[], Connection], unique: str
+) -> None:
+    """Each stop ends the wait of a claim that was just begun anew for the others."""
+    names = [f"{unique}-{number}" for number in range(5)]
+    with connect() as connection:
+        consumers = [
+            greenconn.spawn_consumer(name, print, connection=connection) for name in names
+        ]
+        assert all(each.wait_ready(SOON) for each in consumers)
+        assert all(each.stop(QUICK) for each in consumers)
+        with connection.channel() as channel:
+            for name in names:
+                channel.queue_delete(name)
 
 
 @needs(Can.SERVER)

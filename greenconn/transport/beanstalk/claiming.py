@@ -10,10 +10,12 @@ Ending a wait
     beanstalkd reads nothing from a connection that waits in ``reserve``, and no other connection may
     settle the jobs that this one has reserved.  So it always watches one tube more, its own, with a
     single buried job: the wake-up job.  Kicked over the command connection it becomes ready, is the
-    most urgent of all, and ends the wait; then it is buried again.  Kicking works even when the server
-    takes no new jobs.  Commands are written at once all the same, behind the ``reserve`` that waits,
-    and then the wake-up job is kicked.  The wake-up job of a process that was killed stays; the next
-    connection of this kind deletes those that no connection watches.
+    most urgent of all, and ends the wait; then it is buried again.  It is kicked only once the server
+    has said that it is buried: a kick that came before that, as it is on another connection, would be
+    lost, and the wait would last its whole time.  Kicking works even when the server takes no new
+    jobs.  Commands are written at once all the same, behind the ``reserve`` that waits, and then the
+    wake-up job is kicked.  The wake-up job of a process that was killed stays; the next connection of
+    this kind deletes those that no connection watches.
 
 Renewing reservations
     The channels renew their messages each third of a lease, which is right for jobs of ours.  Those of
@@ -89,7 +91,9 @@ class ReserveConnection(Pipeline):
         self._watched: set[bytes] = set()
         #: The number of the wake-up job; None: it could not be made.
         self._wakeup_job: int | None = None
-        #: It was kicked, and has not come yet.
+        #: The server has said that it is buried.
+        self._is_buried = False
+        #: It was kicked, or will be once it is buried, and has not come yet.
         self._is_woken = False
         #: A ``reserve`` waits in the server.
         self._is_waiting = False
@@ -103,8 +107,7 @@ class ReserveConnection(Pipeline):
         commands.append(line(b"reserve-with-timeout", 0))
         *_, made, reserved = self.ask(commands, deadline)
         if made.word == b"INSERTED" and reserved.word == b"RESERVED":
-            self._wakeup_job = reserved.number
-            self.post(line(b"bury", reserved.number, 0), ignore_reply)
+            self._bury(reserved.number)
         self._clear()
 
     def _clear(self) -> None:
@@ -169,7 +172,7 @@ class ReserveConnection(Pipeline):
                 return reply
             else:
                 self._is_woken = False
-                self.post(line(b"bury", reply.number, 0), ignore_reply)
+                self._bury(reply.number)
                 if wait:
                     return None
 
@@ -206,13 +209,39 @@ class ReserveConnection(Pipeline):
             self._pausing.offer(None)
         if self._is_waiting and not self._is_woken and self._wakeup_job is not None:
             self._is_woken = True
-            self._server.post(line(b"kick-job", self._wakeup_job), self._kicked)
+            if self._is_buried:
+                self._kick(self._wakeup_job)
+
+    def _bury(self, number: int) -> None:
+        self._wakeup_job = number
+        self._is_buried = False
+        self.post(line(b"bury", number, 0), self._buried)
+
+    def _buried(self, reply: Reply | BaseException) -> None:
+        number = self._wakeup_job
+        if number is None or self._is_refused(reply, b"BURIED"):
+            return
+        self._is_buried = True
+        if self._is_woken:
+            self._kick(number)
+
+    def _kick(self, number: int) -> None:
+        self._is_buried = False
+        self._server.post(line(b"kick-job", number), self._kicked)
 
     def _kicked(self, reply: Reply | BaseException) -> None:
-        if isinstance(reply, Reply) and reply.word != b"KICKED":
-            # The queue was deleted: waits are short from now on.
-            self._wakeup_job = None
-            self._is_woken = False
+        self._is_refused(reply, b"KICKED")
+
+    def _is_refused(self, reply: Reply | BaseException, wanted: bytes) -> bool:
+        """Return whether a command for the wake-up job failed.  If it is gone, waits are short."""
+        if not isinstance(reply, Reply):
+            return True
+        if reply.word == wanted:
+            return False
+        # The queue was deleted.
+        self._wakeup_job = None
+        self._is_woken = False
+        return True
 
 
 #: Touches in the time to run of a job.
