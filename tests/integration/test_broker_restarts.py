@@ -131,6 +131,7 @@ def test_rabbitmq(own_rabbitmq: RabbitMQ, unique: str, end: Callable[[RabbitMQ],
 
 
 @pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill], ids=["stop", "kill"])
+@pytest.mark.sampled(1)
 def test_redis(redis_with: RedisFactory, unique: str, end: Callable[[RedisServer], None]) -> None:
     server = redis_with("--appendonly", "yes", "--appendfsync", "always")
 

@@ -85,6 +85,7 @@ def file(tmp_path: Path) -> str:
         ),
     ],
 )
+@pytest.mark.sampled(1)
 def test_colours_read_on_every_ground(file: str, arguments: tuple[str, ...]) -> None:
     text = shown_in_terminal(*arguments, file)
     assert colours(text) - READABLE - NEUTRAL == set()

@@ -120,7 +120,7 @@ def test_messages_wait_for_the_next_connection(
         exchange(connection).delete()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_hundred_consumers(
     broker_kind: Kind, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -155,9 +155,7 @@ def test_consumers_of_one_connection_stop_one_after_another(
     """Each stop ends the wait of a claim that was just begun anew for the others."""
     names = [f"{unique}-{number}" for number in range(5)]
     with connect() as connection:
-        consumers = [
-            greenconn.spawn_consumer(name, print, connection=connection) for name in names
-        ]
+        consumers = [greenconn.spawn_consumer(name, print, connection=connection) for name in names]
         assert all(each.wait_ready(SOON) for each in consumers)
         assert all(each.stop(QUICK) for each in consumers)
         with connection.channel() as channel:
@@ -211,7 +209,7 @@ def test_server_is_killed_and_comes_back(
 
 @needs(Can.PROCESSES)
 @pytest.mark.programs
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_killed_consumer_loses_nothing(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -249,7 +247,7 @@ def test_killed_consumer_loses_nothing(
 
 @needs(Can.PROCESSES, Can.SHARED)
 @pytest.mark.programs
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_binding_of_another_process_counts(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -302,7 +300,7 @@ PROBE = "probe"
 
 @needs(Can.PROCESSES)
 @pytest.mark.programs
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_process_that_was_suspended_beyond_its_lease_begins_anew(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:
@@ -381,7 +379,7 @@ with greenconn.Connection(url, transport_options=json.loads(options)) as connect
 
 @needs(Can.PROCESSES)
 @pytest.mark.programs
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_what_a_killed_process_owned_is_free_after_its_lease(
     broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
 ) -> None:

@@ -130,6 +130,7 @@ def test_user_who_may_not_ask_for_policies_loses_nothing(
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 2}], ids=["single", "batch"])
+@pytest.mark.sampled(1)
 def test_message_whose_dead_letter_cannot_be_stored_stays(
     connection: Connection, unique: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -258,7 +258,7 @@ class Traffic:
 
 
 @needs(Can.SERVER, Can.DURABLE)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_restarts_under_load_lose_nothing(
     broker_kind: Kind, server: Any, unique: str, long: bool
 ) -> None:
@@ -384,7 +384,7 @@ def skip_where_relays_cut_nothing(kind: Kind, long: bool) -> None:
 
 
 @needs(Can.SERVER)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_cuts_anywhere_lose_nothing(
     broker_kind: Kind, server: Any, relay_to: RelayFactory, unique: str, long: bool
 ) -> None:

@@ -180,7 +180,7 @@ while not some.is_set():
 
 @needs(Can.PROCESSES)
 @pytest.mark.parametrize("how", STOPS)
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(3)
 def test_requeues_have_left_when_a_stopped_program_is_killed(
     how: str, broker_kind: Kind, kind_url: str, unique: str, patched: bool
 ) -> None:

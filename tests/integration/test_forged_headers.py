@@ -71,7 +71,7 @@ def publish_all(connection: Connection, queue: str) -> int:
 @pytest.mark.parametrize(
     "broker_kind", ["memory", "amqp", "redis", "sqlite", "beanstalk"], indirect=True
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_forged_headers_on_each_way(
     connection: Connection,
     unique: str,

@@ -97,6 +97,7 @@ def _signal(holder: Running, number: int, url: str) -> None:
         holder.signal(number)
 
 
+@pytest.mark.full
 def test_a_store_that_is_away_puts_messages_back_and_is_logged_once(
     amqp_url: str, own_redis: RedisServer, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:

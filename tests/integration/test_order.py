@@ -232,7 +232,7 @@ def test_shards_need_a_single_active_consumer(connection: Connection, unique: st
 
 
 @needs(Can.SINGLE_ACTIVE, Can.CROWD, Can.PROCESSES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 def test_the_order_survives_processes_that_end(kind_url: str, long: bool) -> None:
     """Killed, stopped, suspended and replaced, by the checker of histories."""
     size = ["--messages", "300", "--keys", "30", "--processes", "2", "--shards", "3"]

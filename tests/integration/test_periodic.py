@@ -225,6 +225,7 @@ def test_the_first_call_is_made_again_when_its_process_is_killed(calls: Calls) -
 @pytest.mark.programs
 @pytest.mark.parametrize("period", [2.0])  # seldom stopped between the question and the call
 @pytest.mark.parametrize("kind", [each for each in EACH if each.id != "beanstalk"])
+@pytest.mark.full
 def test_a_leader_that_was_stopped_does_not_call_when_it_goes_on(
     request: pytest.FixtureRequest, calls: Calls, kind: str
 ) -> None:

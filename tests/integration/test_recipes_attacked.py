@@ -116,7 +116,7 @@ class Attacked:
         self._running.end()
 
 
-@pytest.fixture(params=["amqp", pytest.param("redis", marks=pytest.mark.full)])
+@pytest.fixture(params=["amqp", "redis"])
 def broker(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A broker that keeps its messages when it is killed."""
     if request.param == "amqp":
@@ -126,10 +126,8 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield redis_with("--appendonly", "yes", "--appendfsync", "always")
 
 
-@pytest.mark.parametrize(
-    "queue",
-    [name if name == "orders" else pytest.param(name, marks=pytest.mark.full) for name in QUEUES],
-)
+@pytest.mark.parametrize("queue", QUEUES)
+@pytest.mark.full
 def test_a_recipe_loses_nothing(broker: Any, queue: str, tmp_path: Path) -> None:
     url = broker.url + ("?lease=2" if broker.url.startswith("redis") else "")
     log = tmp_path / "log"

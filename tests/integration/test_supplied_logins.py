@@ -139,7 +139,7 @@ def is_back(
 
 
 @pytest.mark.parametrize("way", ["function", "provider"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_login_that_fails_during_a_reconnect_is_asked_for_again(
     broker: Broker, way: str, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,7 +187,6 @@ def test_an_error_of_on_declared_does_not_end_a_consumer_that_ran(
 
 
 @pytest.mark.parametrize("way", ["function", "provider"])
-@pytest.mark.sampled(1)
 @pytest.mark.full
 def test_a_login_that_is_none_during_a_reconnect_is_asked_for_again(
     broker: Broker, way: str, unique: str
@@ -229,7 +228,6 @@ def test_a_timeout_of_the_login_is_an_error_of_the_call(broker: Broker) -> None:
         connection.connect()
 
 
-@pytest.mark.sampled(1)
 @pytest.mark.full
 def test_a_certificate_file_that_is_half_written_is_read_again(
     broker: Broker, tls_front: TlsFront, unique: str, tmp_path: Path
@@ -255,7 +253,7 @@ def test_a_certificate_file_that_is_half_written_is_read_again(
         connection.default_channel.queue_delete(unique)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.full
 def test_a_new_secret_reaches_the_connections_that_nobody_sees(broker: Broker, unique: str) -> None:
     """Those for publish(connection=), for dead letters, and of consumers without acks."""
     handled, unacked = Handled(), Handled()

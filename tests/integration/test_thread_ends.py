@@ -47,7 +47,7 @@ print(count() - first)
 @pytest.mark.parametrize(
     "transport", ["amqp", "redis", "sqlite", "mongodb", "couchdb", "beanstalk", "sqs"]
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_what_a_thread_has_opened_ends_with_it(
     transport: str, unique: str, long: bool, request: pytest.FixtureRequest
 ) -> None:

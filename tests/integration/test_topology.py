@@ -373,6 +373,7 @@ def test_of_many_only_the_one_that_ends_the_whole_connection_is_given_up(
 
 
 @pytest.mark.parametrize("budget", ["budget", "back_budget"])
+@pytest.mark.sampled(1)
 def test_a_connection_that_is_lost_amid_many_declarations(
     connection: Connection,
     relay: Relay,

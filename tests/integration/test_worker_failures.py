@@ -252,7 +252,7 @@ consumer.join()
         *(("amqp_url", "RetryLater(2)"), ("sqlite_url", "RetryLater(2)")),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_killed_worker_loses_no_waiting_retry(
     request: pytest.FixtureRequest, which: str, error: str, unique: str
 ) -> None:
@@ -312,7 +312,7 @@ ONE_STEP = [
 
 @pytest.mark.programs
 @pytest.mark.parametrize("which", ONE_STEP)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_killed_worker_leaves_no_message_twice(
     request: pytest.FixtureRequest, which: str, unique: str
 ) -> None:

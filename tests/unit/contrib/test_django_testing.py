@@ -79,6 +79,7 @@ print("failures", failures)
     ("case", "is_patched"),
     [("TestCase", False), ("TransactionTestCase", False), ("TransactionTestCase", True)],
 )
+@pytest.mark.sampled(2)
 def test_handler_reads_what_was_committed(case: str, is_patched: bool, tmp_path: Path) -> None:
     done = run("-W", "ignore", "-c", PROGRAM, case, str(tmp_path), str(is_patched))
     assert done.code == 0, done.errors

@@ -17,6 +17,7 @@ PROGRAM = str(ROOT / "tests" / "integration" / "sentry_apps" / "program.py")
 
 
 @pytest.mark.parametrize("kind", ["plain", "patched"])
+@pytest.mark.sampled(1)
 def test_messages_and_failures(kind: str, unique: str) -> None:
     outcome = run(PROGRAM, unique, kind, env={"SENTRY_TEST_PASSWORD": "pass-word"})
     assert outcome.code == 0, outcome.errors
