@@ -32,6 +32,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
         *("--history", "build/nightly/trend.jsonl", "--chart", "build/nightly/trend.svg"),
     ),
     "thirdparty": (PYTHON, "-m", "tests.quality.thirdparty"),
+    "latency": (PYTHON, "-m", "tests.quality.latency", "--full"),
     "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
 }
 #: Closing line of a run of the tests.
