@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.monkey import get_original
+from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn import Connection, Queue
@@ -631,3 +632,24 @@ def test_what_a_lost_link_claims_is_requeued_at_once(path: str, how: str) -> Non
         assert message is not None
         assert (message.body, message.redelivered) == ("x", False)
         message.ack()
+
+
+def test_links_of_one_process_wake_one_another_without_pipes(
+    sqlite_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        "greenconn.transport.sqlite.wake_process",
+        lambda path, words: bool(written.append(path)),  # type: ignore[func-returns-value]
+    )
+    got: GreenQueue[Any] = GreenQueue()
+    with Connection(sqlite_url) as consuming, Connection(sqlite_url) as publishing:
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: got.put(body), connection=consuming
+        )
+        assert consumer.wait_ready(SOON)
+        for number in range(3):
+            greenconn.publish(unique, number, connection=publishing)
+            assert got.get(timeout=SOON) == number
+        assert consumer.stop(SOON)
+    assert not written

@@ -31,6 +31,7 @@ from dataclasses import replace
 from itertools import count
 from time import monotonic, time
 from typing import Any, ClassVar, Final
+from weakref import WeakValueDictionary
 
 from gevent import get_hub
 
@@ -132,6 +133,10 @@ class Transport(StoreTransport):
         return {}
 
 
+#: The stores of this process that are registered, by their owner.
+_open_stores: Final[WeakValueDictionary[str, SqliteStore]] = WeakValueDictionary()
+
+
 class SqliteStore(Store):
     """A store in a file.
 
@@ -156,9 +161,12 @@ class SqliteStore(Store):
     ) -> None:
         super().__init__(client, wake)
         self.path = path
+        #: Where the pipes of all links to the file are, whatever each calls it.
+        self._place = os.path.realpath(path)
         self.lease: float = options.lease
         self._options = options
         self._pid = os.getpid()
+        self._hub = get_hub()
         self._database = database_of(path, options)
         self.topology = FileTopology(self._database)
         self._claims = count(int.from_bytes(os.urandom(6), "big") << 14)
@@ -209,6 +217,7 @@ class SqliteStore(Store):
             return
         self._is_dropped = True
         self._is_open = False
+        _open_stores.pop(self.owner, None)
         self._stop_timer()
         self._followed.stop()
         if os.getpid() != self._pid:
@@ -234,11 +243,12 @@ class SqliteStore(Store):
                 ) from exc
         self._database.write(messages.register, self.owner, self.lease)
         self._is_registered = True
+        _open_stores[self.owner] = self
 
     def _pipe(self, owner: str) -> str:
         """Return the path of a link's pipe, not from the file alone, which others may have written."""
         name = owner if owner.isascii() and owner.isalnum() else "unknown"
-        return f"{os.path.realpath(self.path)}-{name}.wake"
+        return f"{self._place}-{name}.wake"
 
     # -- waking
 
@@ -254,8 +264,10 @@ class SqliteStore(Store):
     def _wake_processes(self, pipes: Pipes) -> None:
         for owner, numbers in pipes.items():
             words = [b"%d" % number for number in numbers]
-            if owner == self.owner:
-                self._on_words(words)
+            # Links of this hub, the own one among them, need no pipe.
+            near = _open_stores.get(owner)
+            if near is not None and near._pid == self._pid and near._hub is self._hub:
+                near._on_words(words)
             elif not wake_process(self._pipe(owner), words):
                 self._silent.add(owner)
         if self._silent:
