@@ -72,8 +72,8 @@ SERVERS = {
 
 #: Files with their seconds, or with the number of their share, as paths from the root.
 Costs = dict[str, float]
-Pattern = re.Pattern[str]
 Numbers = dict[str, int]
+Pattern = re.Pattern[str]
 
 
 def chosen_files(arguments: Iterable[str]) -> list[str]:

@@ -29,6 +29,8 @@ SIZE = 1 << 16
 FRAGMENTED = 4096
 #: Bytes a second of a throttled flow.
 RATE = 20_000
+#: The least and the longest that a part of a delayed flow is late, in seconds.
+DELAY = (0.01, 0.3)
 #: Seconds after which a connection is cut although nothing came in whose midst that could be done.
 CUT_TIMEOUT = 0.3
 CONNECT_TIMEOUT = 5.0
@@ -36,9 +38,14 @@ RST = struct.pack("ii", 1, 0)
 
 
 class Weather:
-    """What holds for all flows of a direction, and until when."""
+    """What holds for all flows of a direction, and until when.
 
-    def __init__(self) -> None:
+    Attributes:
+        delay: the least and the longest that a part of a delayed flow is late, in seconds.
+    """
+
+    def __init__(self, delay: tuple[float, float]) -> None:
+        self.delay = delay
         self._until: dict[Kind, float] = {}
         self.chance = random.Random(0)
 
@@ -115,7 +122,7 @@ class Flow:
             self.target.sendall(part[: self.end_after])
             raise ConnectionAbortedError("cut")
         if weather.left(Kind.DELAY):
-            gevent.sleep(weather.chance.uniform(0.01, 0.3))
+            gevent.sleep(weather.chance.uniform(*weather.delay))
         if weather.left(Kind.FRAGMENT):
             at = 0
             while at < min(len(part), FRAGMENTED):
@@ -204,10 +211,12 @@ class Pair:
 class Proxy:
     """Passes connections on to *broker*."""
 
-    def __init__(self, broker: tuple[str, int], protocol: str) -> None:
+    def __init__(
+        self, broker: tuple[str, int], protocol: str, delay: tuple[float, float] = DELAY
+    ) -> None:
         self._broker = broker
         self._protocol = protocol
-        self._weather = {each: Weather() for each in (Direction.THERE, Direction.BACK)}
+        self._weather = {each: Weather(delay) for each in (Direction.THERE, Direction.BACK)}
         self._pairs: dict[Pair, None] = {}
         self._server = self._listening()
         self.port = int(self._server.server_port or 0)
