@@ -66,6 +66,7 @@ FOR_CONTRIBUTORS = {
     "promises",
     "fault-tests",
     "measuring",
+    "measured-load",
     "contributing",
     "changes",
 }
