@@ -46,6 +46,10 @@ COMMANDS: Final = {
 #: Commands that are not in the module of their name.
 _MODULES: Final = {
     "ping": "broker",
+    "postgres": "broker",
+    "torture": "run",
+    "rpc": "consume",
+    "console": "run",
     "peek": "messages",
     "move": "messages",
     "purge": "messages",
