@@ -59,7 +59,7 @@ from greenconn.listeners import (
 )
 from greenconn.message import Message
 from greenconn.transport import memory
-from greenconn.transport.memory.queue import Message as DeliveredMessage
+from greenconn.transport.memory.broker import Message as DeliveredMessage
 from greenconn.worker import stop_consumers
 from greenconn.worker.consumer import ConsumerGreenlet, forget_failures, running_consumers
 from greenconn.worker.failures import attempts_of

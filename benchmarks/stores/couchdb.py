@@ -15,7 +15,7 @@ from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 from greenconn.broker.queues import Declaration
-from greenconn.transport.couchdb.documents import MESSAGE, QUEUE, message_id, named, range_of
+from greenconn.transport.couchdb.api import MESSAGE, QUEUE, message_id, named, range_of
 
 #: What nobody else uses.
 DATABASE = "greenconn-benchmark"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from greenconn.broker.channel import StoreChannel
     from greenconn.broker.envelope import Delivery
-    from greenconn.transport.memory.queue import Message
+    from greenconn.transport.memory.broker import Message
 
     #: A message that was delivered: by a store, or in this process.
     DeliveredMessage: TypeAlias = Delivery | Message

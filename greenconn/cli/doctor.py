@@ -670,7 +670,7 @@ def _check_clock(skew: float) -> Finding:
 
 def check_postgresql(connection: Connection) -> Iterator[Finding]:
     """Check what decides whether messages are kept, pass, and leave no garbage behind.  May switch."""
-    from greenconn.transport.postgresql.transaction import store_of
+    from greenconn.transport.postgresql.messages import store_of
 
     session = store_of(connection.default_channel).session
     interval = connection.transport.options.polling_interval

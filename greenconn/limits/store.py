@@ -656,15 +656,15 @@ class _Runner:
         self._session = connection.session
         self._run: Callable[[Any, Sequence[Operation]], list[Any]]
         if keeper == "redis":
-            from greenconn.limits.redis import run_in_redis
+            from greenconn.limits.backends import run_in_redis
 
             self._run = run_in_redis
         elif keeper == "postgresql":
-            from greenconn.limits.sql import run_in_postgresql
+            from greenconn.limits.backends import run_in_postgresql
 
             self._run = run_in_postgresql
         elif keeper == "sqlite":
-            from greenconn.limits.sql import run_in_sqlite
+            from greenconn.limits.backends import run_in_sqlite
 
             self._run = run_in_sqlite
         else:

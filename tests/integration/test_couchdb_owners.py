@@ -14,8 +14,7 @@ from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
 from greenconn.transport import couchdb as module
 from greenconn.transport.couchdb import CouchStore, Transport
-from greenconn.transport.couchdb.api import CouchApi
-from greenconn.transport.couchdb.documents import Document, released
+from greenconn.transport.couchdb.api import CouchApi, Document, released
 from tests.fix_wires import until
 from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at
 from tests.tiny_client import TinyClient

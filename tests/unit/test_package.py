@@ -85,7 +85,7 @@ HEAVY = {
     "greenconn.resource": "pools",
     "greenconn.service": "who asks for it",
     "greenconn.simple": "who asks for it",
-    "greenconn.transport.amqp.delays": "who delays messages",
+    "greenconn.transport.amqp.topology": "who delays messages",
     "greenconn.transport.memory": "another transport",
     "greenconn.transport.native_delayed_delivery": "who delays messages",
     "greenconn.transport.virtual": "another transport",

@@ -74,7 +74,7 @@ from greenconn.wire.amqp import (
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.transport.amqp.delays import DelayLevels
+    from greenconn.transport.amqp.topology import DelayLevels
     from greenconn.wire.tls import TlsSession
 
 logger = logging.getLogger("greenconn.transport.amqp")
@@ -291,7 +291,7 @@ class AmqpLink(Link):
     @cached_property
     def delays(self) -> DelayLevels:
         """Delay levels of this connection, through which delayed messages pass."""
-        from greenconn.transport.amqp.delays import DelayLevels  # when one is delayed
+        from greenconn.transport.amqp.topology import DelayLevels  # when one is delayed
 
         return DelayLevels()
 

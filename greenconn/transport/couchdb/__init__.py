@@ -55,9 +55,7 @@ from greenconn.green.http import HttpClient
 from greenconn.green.hub import PerHub, weakly
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.couchdb.api import ChangesFeed, CouchApi, DocumentRefused, ServerRefuses
-from greenconn.transport.couchdb.claiming import Claims, mark_of
-from greenconn.transport.couchdb.documents import (
+from greenconn.transport.couchdb.api import (
     BINDING,
     EXCHANGE,
     MARK,
@@ -65,8 +63,12 @@ from greenconn.transport.couchdb.documents import (
     OWNER,
     QUEUE,
     SHARED_RANGE,
+    ChangesFeed,
+    CouchApi,
     Document,
+    DocumentRefused,
     Handle,
+    ServerRefuses,
     Writer,
     binding_id,
     deleted,
@@ -78,6 +80,7 @@ from greenconn.transport.couchdb.documents import (
     range_of,
     released,
 )
+from greenconn.transport.couchdb.claiming import Claims, mark_of
 from greenconn.url import BrokerURL
 
 __all__ = ["Channel", "CouchOptions", "Transport"]

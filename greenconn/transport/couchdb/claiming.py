@@ -35,11 +35,11 @@ from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import weakly
-from greenconn.transport.couchdb.api import CouchApi
-from greenconn.transport.couchdb.documents import (
+from greenconn.transport.couchdb.api import (
     MARK,
     MESSAGE,
     UNKNOWN,
+    CouchApi,
     Document,
     Handle,
     Range,

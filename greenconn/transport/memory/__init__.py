@@ -41,8 +41,16 @@ from greenconn.exceptions import ChannelError, RecoverableChannelError, Recovera
 from greenconn.green.deadline import Deadline
 from greenconn.options import MemoryOptions, known_options
 from greenconn.transport import base
-from greenconn.transport.memory.broker import ROUTED, Broker, Clock, Outcome, Queues
-from greenconn.transport.memory.queue import Entry, Message, Queue
+from greenconn.transport.memory.broker import (
+    ROUTED,
+    Broker,
+    Clock,
+    Entry,
+    Message,
+    Outcome,
+    Queue,
+    Queues,
+)
 
 __all__ = ["Channel", "Transport", "broker_of", "reset", "restart"]
 

@@ -53,6 +53,7 @@ from greenconn.green.supervisor import Gathered, OnDemand, Ticker
 from greenconn.options import query_types, typed_query
 from greenconn.transport.postgresql import messages, schema
 from greenconn.transport.postgresql.connection import NotStored, Session, as_error, defaults, parsed
+from greenconn.transport.postgresql.messages import TransactionChannel, channel_of
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
     QueueRow,
@@ -67,7 +68,6 @@ from greenconn.transport.postgresql.queues import (
     register,
     renew_links,
 )
-from greenconn.transport.postgresql.transaction import TransactionChannel, channel_of
 from greenconn.url import mask_secrets
 
 __all__ = ["Channel", "PostgresOptions", "Transport"]

@@ -25,7 +25,7 @@ from greenconn.message import Message
 from greenconn.serialization import loads
 from greenconn.transport import beanstalk
 from greenconn.transport.amqp.message import Delivery
-from greenconn.transport.couchdb import documents as couchdb
+from greenconn.transport.couchdb import api as couchdb
 from greenconn.transport.hooks.channel import Message as StoredMessage
 from greenconn.transport.mongodb import documents as mongodb
 from greenconn.transport.redis.envelope import Delivery as RedisDelivery

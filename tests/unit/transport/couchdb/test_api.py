@@ -18,9 +18,9 @@ from greenconn.transport.couchdb.api import (
     LoginRefused,
     NoSuchDatabase,
     NotCouch,
+    Range,
     ServerRefuses,
 )
-from greenconn.transport.couchdb.documents import Range
 from tests.fix_peer import PeerFactory
 
 WAIT = 30.0

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from greenconn.transport.couchdb import claiming as module
+from greenconn.transport.couchdb.api import message_id
 from greenconn.transport.couchdb.claiming import PendingIndex
-from greenconn.transport.couchdb.documents import message_id
 
 
 class FakeDatabase:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.broker.exchanges import Row
-from greenconn.transport.couchdb.documents import (
+from greenconn.transport.couchdb.api import (
     MESSAGE,
     QUEUE,
     SHARED_RANGE,

@@ -9,8 +9,7 @@ import pytest
 
 from greenconn.broker.queues import Declaration
 from greenconn.transport.couchdb import TopologyCache, queue_document
-from greenconn.transport.couchdb.api import CouchApi, LinkLost
-from greenconn.transport.couchdb.documents import Document
+from greenconn.transport.couchdb.api import CouchApi, Document, LinkLost
 
 ID = "gcq!q"
 

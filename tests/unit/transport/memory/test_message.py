@@ -13,8 +13,15 @@ from greenconn.compression import compress
 from greenconn.exceptions import PreconditionFailed, ResourceLocked
 from greenconn.testing import ManualClock
 from greenconn.transport.memory import Channel
-from greenconn.transport.memory.broker import Broker, HubClock, Timer
-from greenconn.transport.memory.queue import Entry, Message, WaitingMessages, size_of
+from greenconn.transport.memory.broker import (
+    Broker,
+    Entry,
+    HubClock,
+    Message,
+    Timer,
+    WaitingMessages,
+    size_of,
+)
 
 
 def test_body_is_delivered_as_it_is(channel: Channel) -> None:

@@ -12,8 +12,7 @@ from greenconn.broker.queues import QueuePolicy
 from greenconn.exceptions import PreconditionFailed, PublishNacked
 from greenconn.testing import ManualClock
 from greenconn.transport.memory import Channel
-from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.queue import EXPIRED_A_TURN
+from greenconn.transport.memory.broker import EXPIRED_A_TURN, Broker
 from tests.integration.contract import Store
 
 
