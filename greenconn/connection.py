@@ -28,7 +28,14 @@ from weakref import WeakKeyDictionary
 from gevent import Greenlet
 from gevent.event import Event
 
-from greenconn.checks import Seconds, check_keywords, in_seconds, is_connection, maybe_channel
+from greenconn.checks import (
+    Seconds,
+    check_keywords,
+    in_seconds,
+    is_connection,
+    maybe_channel,
+    shows,
+)
 from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
     ChannelLimitExceeded,
@@ -38,8 +45,7 @@ from greenconn.exceptions import (
     error_text,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import State, moved, spawn
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import (
     DEFAULT_TRANSPORT,
@@ -56,7 +62,6 @@ from greenconn.session.broker import (
 )
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.session import Listeners, Session, SessionState, sessions_in_use
-from greenconn.signatures import shows
 from greenconn.transport import get_transport_cls
 from greenconn.transport.base import Factories, Link
 from greenconn.url import split_urls

@@ -25,7 +25,7 @@ from weakref import WeakSet
 import gevent
 from gevent import get_hub
 
-from greenconn.checks import check_keywords
+from greenconn.checks import check_keywords, shows
 from greenconn.connection import ARGUMENTS as CONNECTION_ARGUMENTS
 from greenconn.connection import Connection, ConnectionArguments, connection_defaults
 from greenconn.exceptions import AMQPError, KombuError
@@ -33,7 +33,6 @@ from greenconn.green.hub import PerHub, exit_deadline
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import DEFAULT_URL, Configuration, check_is_url
 from greenconn.session.session import OWN_CONNECTION
-from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -71,7 +71,7 @@ from greenconn.testing import PERIODIC, Kind, MemoryBroker, checked_seconds
 from greenconn.transport import memory
 from greenconn.worker.dispatch import is_parked
 from greenconn.worker.handling import FAILURES, HandlerTimeout
-from greenconn.worker.transaction import begin_of
+from greenconn.worker.options import begin_of
 
 if TYPE_CHECKING:
     from greenconn.message import Message

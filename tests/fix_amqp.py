@@ -17,9 +17,9 @@ from gevent.queue import Queue
 
 from greenconn.green.deadline import Deadline
 from greenconn.options import BROKER_HEARTBEAT
+from greenconn.transport.amqp import Transport
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.link import AmqpLink
-from greenconn.transport.amqp.transport import Transport
 from tests.fix_peer import Peer, PeerFactory
 from tests.tiny_client import TinyClient
 

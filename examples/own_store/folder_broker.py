@@ -28,9 +28,9 @@ from gevent.event import Event
 from gevent.queue import Queue
 
 import greenconn
+from greenconn.broker.link import StoreTransport
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
-from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport import TRANSPORT_ALIASES

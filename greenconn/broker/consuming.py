@@ -40,16 +40,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from greenconn.abc import Sink
-from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.envelope import Contents, Delivery, Envelope, contents_in
 from greenconn.broker.errors import Method, in_exclusive_use
 from greenconn.broker.port import Claimed
+from greenconn.broker.settlements import DELIVERY_COUNT
 from greenconn.exceptions import ConsumerCancelled, raise_error
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Condition
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import OnDemand, spawn
+from greenconn.green.supervisor import OnDemand, State, moved, spawn
 from greenconn.message import Message
 
 if TYPE_CHECKING:

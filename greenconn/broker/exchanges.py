@@ -19,11 +19,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from greenconn.broker.dead_letters import carbon_copies
 from greenconn.broker.errors import (
     Method,
     no_exchange,
 )
+from greenconn.broker.settlements import carbon_copies
 from greenconn.caching import LRUCache
 
 if TYPE_CHECKING:

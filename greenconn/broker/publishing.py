@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from gevent import get_hub, getcurrent
 
-from greenconn.broker.dead_letters import carbon_copies, visible_headers
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import Envelope, check_headers, copied, encoded, prepared
 from greenconn.broker.errors import Method
 from greenconn.broker.port import Entry, HeldMessage, NoQueue, QueueFull
 from greenconn.broker.queues import Declaration
+from greenconn.broker.settlements import carbon_copies, visible_headers
 from greenconn.delays import delay_of
 from greenconn.encoding import as_text
 from greenconn.exceptions import (

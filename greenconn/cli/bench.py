@@ -14,8 +14,8 @@ import click
 import gevent
 from gevent.event import Event
 
+from greenconn.cli import json_option, number_option, timeout_option, url_option
 from greenconn.cli.broker import connected, product_of
-from greenconn.cli.options import json_option, number_option, timeout_option, url_option
 from greenconn.cli.terminal import folded, histogram_lines, percentile, writable_bars
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue

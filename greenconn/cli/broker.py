@@ -21,7 +21,7 @@ import gevent
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
 
-from greenconn.cli.options import CommandGroup, json_option, timeout_option, url_argument
+from greenconn.cli import CommandGroup, json_option, timeout_option, url_argument
 from greenconn.connection import Connection
 from greenconn.exceptions import (
     AccessRefused,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from greenconn.cli.options import (
+from greenconn.cli import (
     bodies_argument,
     header_option,
     queue_argument,

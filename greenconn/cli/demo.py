@@ -25,8 +25,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from greenconn.cli import number_option
 from greenconn.cli.broker import connection_to, interruptible
-from greenconn.cli.options import number_option
 from greenconn.cli.terminal import (
     ACCENT,
     STEPS,

@@ -27,14 +27,13 @@ from gevent import get_hub, monkey
 from gevent.socket import SOCK_STREAM, getaddrinfo
 from redis.exceptions import RedisError
 
+from greenconn.cli import timeout_option, url_argument
 from greenconn.cli.broker import connection_to, error_line, interruptible, product_of, round_trip
-from greenconn.cli.options import timeout_option, url_argument
 from greenconn.cli.terminal import ACCENT, ATTENTION
 from greenconn.connection import Connection
 from greenconn.exceptions import AccessRefused, ManagementError, OperationalError
-from greenconn.green.connect import connect_tcp, numeric
 from greenconn.green.deadline import Deadline
-from greenconn.green.stream import Stream
+from greenconn.green.stream import Stream, connect_tcp, numeric
 from greenconn.url import mask_secrets, maybe_sanitize_url
 from greenconn.wire.tls import TlsSession, tls_session
 

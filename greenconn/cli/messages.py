@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from greenconn.cli.options import (
+from greenconn.cli import (
     CommandGroup,
     Decorator,
     header_option,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
-from greenconn.cli.options import (
+from greenconn.cli import (
     bodies_argument,
     header_option,
     queue_argument,
@@ -218,7 +218,7 @@ def _publish(
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.green.deadline import Deadline
-    from greenconn.publishing.calls import publish_prepared
+    from greenconn.publishing import publish_prepared
 
     def note(position: int) -> None:
         report.count += 1

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from greenconn.cli.options import (
+from greenconn.cli import (
     CommandGroup,
     Decorator,
     json_option,
@@ -59,7 +59,7 @@ def list_(names: tuple[str, ...], url: str, is_json: bool, timeout: float) -> No
     """
     from greenconn.cli.broker import connected
     from greenconn.cli.terminal import UNKNOWN, Column, number, table_lines
-    from greenconn.service.figures import QueueReader
+    from greenconn.service.records import QueueReader
 
     check_names(names)
     with connected(url, timeout) as connection:

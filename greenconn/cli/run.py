@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from greenconn.cli.options import function_named, queue_argument, url_option
+from greenconn.cli import function_named, queue_argument, url_option
 
 if TYPE_CHECKING:
     from greenconn.service.app import App

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from greenconn.cli.options import json_option, queue_argument, timeout_option, url_option
+from greenconn.cli import json_option, queue_argument, timeout_option, url_option
 from greenconn.cli.queues import check_names
 from greenconn.cli.terminal import ATTENTION, is_screen
 
 if TYPE_CHECKING:
-    from greenconn.service.figures import QueueTrend
+    from greenconn.service.records import QueueTrend
 
 #: Lines of a terminal that are not for queues.
 MARGIN: Final = 5
@@ -68,7 +68,7 @@ def top(
 
     from greenconn.cli.broker import connection_to, error_line, interruptible
     from greenconn.exceptions import AMQPError, KombuError
-    from greenconn.service.figures import Monitor, QueueReader
+    from greenconn.service.records import Monitor, QueueReader
 
     check_names(names)
     connection = connection_to(url, timeout)
@@ -223,7 +223,7 @@ def _head(where: str, trends: Sequence[QueueTrend]) -> str:
 
 def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) -> list[str]:
     from greenconn.cli.terminal import Column, number, rate, span, sparkline, table_lines
-    from greenconn.service.figures import TREND
+    from greenconn.service.records import TREND
 
     columns = [
         Column("QUEUE", is_right=False),

@@ -31,8 +31,8 @@ from kombu.transport import TRANSPORT_ALIASES
 from greenconn.green.hub import call_in_hub
 from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import loads
-from greenconn.transport import redis
-from greenconn.transport.amqp import channel, transport
+from greenconn.transport import amqp, redis
+from greenconn.transport.amqp import channel
 from greenconn.transport.amqp.link import AmqpLink as Link
 from greenconn.transport.amqp.message import BodilessDelivery
 from greenconn.transport.redis.link import RedisLink
@@ -156,21 +156,21 @@ class AmqpLink(Link):
     collect = _in_its_thread(Link.collect)
 
 
-class AmqpTransport(transport.Transport):
+class AmqpTransport(amqp.Transport):
     """A transport for kombu's ``Connection`` over AMQP 0-9-1."""
 
     Connection: ClassVar[type[Link]] = AmqpLink
     driver_name = "greenconn"
     #: No event loop drives it.  Kombu's event loop is not used, and heartbeats are sent and checked by
     #: the hub: where Celery cares for them, each turn of its gevent worker's loop takes 0.1 s.
-    implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
+    implements = amqp.Transport.implements.extend(asynchronous=False, heartbeats=False)
 
     def verify_connection(self, connection: Link) -> bool:
         """Return whether the link can be used in this thread; if not, kombu opens another one."""
         return _is_here(connection) and super().verify_connection(connection)
 
 
-class AmqpsTransport(transport.SSLTransport, AmqpTransport):
+class AmqpsTransport(amqp.SSLTransport, AmqpTransport):
     """A transport for kombu's ``Connection`` over AMQP 0-9-1 with TLS and certificate verification."""
 
 

@@ -13,9 +13,9 @@ from greenconn.checks import (
     check_keywords,
     check_names,
     check_tables,
+    shows,
 )
 from greenconn.encoding import plain_text
-from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

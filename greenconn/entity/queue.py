@@ -14,13 +14,13 @@ from greenconn.checks import (
     check_keywords,
     check_names,
     check_tables,
+    shows,
 )
 from greenconn.encoding import plain_text
 from greenconn.entity.exchange import Exchange, name_of, pretty_bindings, shown
 from greenconn.exceptions import ContentDisallowed
 from greenconn.listeners import LISTENERS, DeliverEvent, url_of
 from greenconn.serialization import prepare_accept_content
-from greenconn.signatures import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

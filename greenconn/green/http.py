@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
 
 from greenconn.exceptions import LimitExceeded
-from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import forget_at_fork
 from greenconn.green.inbox import Inbox
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.slot import Slot
-from greenconn.green.stream import EndOfFile, Stream
+from greenconn.green.stream import EndOfFile, Stream, connect_tcp
 from greenconn.wire.http import ResponseParser, request_head
 from greenconn.wire.tls import TlsOption, tls_sessions
 

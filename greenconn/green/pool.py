@@ -37,8 +37,7 @@ from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.slot import Slot
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import State, moved, spawn
 from greenconn.listeners import LISTENERS, PoolWaitEvent, notify
 
 T = TypeVar("T")

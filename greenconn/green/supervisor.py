@@ -6,13 +6,16 @@ It is also where one is ended, by who began it.  Code of ours may be ended where
 library that was written for threads is not made for that, and would leave, for one, a socket that is
 just being connected to the garbage collector.  So calls of such are *shielded*: the end comes when
 they have returned.
+
+Also the states of a life, and the moves between them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from logging import Logger
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -22,6 +25,35 @@ from gevent import GreenletExit, get_hub, getcurrent
 
 from greenconn.green.hub import forget_at_fork, weakly
 from greenconn.listeners import LISTENERS, HubBlockedEvent, notify
+
+
+class State(Enum):
+    """The base class of the states of one life.
+
+    They are compared by identity, so that is their hash too: that of ``Enum`` is a function in Python.
+    """
+
+    __hash__ = object.__hash__
+
+
+#: The states of one life.
+S = TypeVar("S", bound=State)
+
+
+def moved(old: S, new: S, moves: Mapping[S, frozenset[S]], subject: str) -> S:
+    """Return *new* if the table allows the move.  To stay is always allowed.
+
+    Arguments:
+        moves: the states that may follow each state.
+        subject: what moves, for the message.
+
+    Raises:
+        RuntimeError: a move outside the table, so an error of this library.
+    """
+    if new is not old and new not in moves[old]:
+        raise RuntimeError(f"{subject} cannot go from {old.value} to {new.value}")
+    return new
+
 
 T = TypeVar("T")
 

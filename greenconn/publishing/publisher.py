@@ -62,8 +62,7 @@ from greenconn.listeners import LISTENERS, Observation, Observers, PublishEvent,
 from greenconn.message import Message
 from greenconn.messaging.producer import MessageProperties
 from greenconn.serialization import dumps
-from greenconn.session.channels import begin_channel
-from greenconn.session.session import Session
+from greenconn.session.session import Session, begin_channel
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel

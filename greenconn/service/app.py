@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 import gevent
 
-from greenconn.checks import Seconds, check_keywords
+from greenconn.checks import Seconds, check_keywords, keyword_defaults, shows
 from greenconn.connection import Connection, ConnectionArguments, connection_defaults
 from greenconn.defaults import ARGUMENTS, check_limits, closed_at_exit
 from greenconn.entity.queue import Queue, ShardedQueue
@@ -58,7 +58,6 @@ from greenconn.service.rpc import (
 )
 from greenconn.session.broker import check_is_url
 from greenconn.session.session import Session, sessions_in_use
-from greenconn.signatures import keyword_defaults, shows
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
     check_consumer,

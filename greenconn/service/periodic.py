@@ -41,7 +41,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.importing import needed
 from greenconn.publishing import publish
-from greenconn.session.channels import begin_channel
+from greenconn.session.session import begin_channel
 from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.lifecycle import ConsumerState, TargetState
 from greenconn.worker.options import ConsumerOptions

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from gevent import Timeout
 
 from greenconn.broker.queues import is_name
-from greenconn.checks import Seconds, check_has_run, check_keywords, check_runs
+from greenconn.checks import Seconds, check_has_run, check_keywords, check_runs, shows
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.encoding import safe_repr
@@ -45,7 +45,7 @@ from greenconn.green.supervisor import name_of
 from greenconn.identity import uuid
 from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields
-from greenconn.publishing.calls import publisher_of
+from greenconn.publishing import publisher_of
 from greenconn.publishing.publisher import (
     DEFAULTS,
     SHORT,
@@ -57,9 +57,7 @@ from greenconn.publishing.publisher import (
 )
 from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
-from greenconn.session.channels import begin_channel
-from greenconn.session.session import Session
-from greenconn.signatures import shows
+from greenconn.session.session import Session, begin_channel
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
 from greenconn.worker.failures import own_traceback

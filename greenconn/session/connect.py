@@ -46,8 +46,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.slot import Slot
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import State, moved, spawn
 from greenconn.transport.base import drop, is_open
 
 if TYPE_CHECKING:

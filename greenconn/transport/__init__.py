@@ -15,8 +15,8 @@ from greenconn.importing import symbol_by_name
 __all__ = ["TRANSPORT_ALIASES", "get_transport_cls", "resolve_transport", "supports_librabbitmq"]
 
 
-_AMQP: Final = "greenconn.transport.amqp.transport:Transport"
-_AMQPS: Final = "greenconn.transport.amqp.transport:SSLTransport"
+_AMQP: Final = "greenconn.transport.amqp:Transport"
+_AMQPS: Final = "greenconn.transport.amqp:SSLTransport"
 _REDIS: Final = "greenconn.transport.redis:Transport"
 _REDIS_CLUSTER: Final = "greenconn.transport.redis:ClusterTransport"
 _REDIS_SENTINEL: Final = "greenconn.transport.redis:SentinelTransport"
@@ -96,17 +96,17 @@ _PREFIXES: Final = ("kombu.transport.", "carrot.backends.")
 
 #: Their modules that have another name here -> our module.
 _RENAMED: Final[Mapping[str, str]] = {
-    "amqplib": "greenconn.transport.amqp.transport",
-    "librabbitmq": "greenconn.transport.amqp.transport",
-    "pika": "greenconn.transport.amqp.transport",
-    "pika2": "greenconn.transport.amqp.transport",
-    "pikachu": "greenconn.transport.amqp.transport",
-    "pyamqp": "greenconn.transport.amqp.transport",
-    "pyamqplib": "greenconn.transport.amqp.transport",
+    "amqplib": "greenconn.transport.amqp",
+    "librabbitmq": "greenconn.transport.amqp",
+    "pika": "greenconn.transport.amqp",
+    "pika2": "greenconn.transport.amqp",
+    "pikachu": "greenconn.transport.amqp",
+    "pyamqp": "greenconn.transport.amqp",
+    "pyamqplib": "greenconn.transport.amqp",
     "pycouchdb": "greenconn.transport.couchdb",
-    "pypika": "greenconn.transport.amqp.transport",
+    "pypika": "greenconn.transport.amqp",
     "pyredis": "greenconn.transport.redis",
-    "qpid": "greenconn.transport.amqp.transport",
+    "qpid": "greenconn.transport.amqp",
     "queue": "greenconn.transport.memory",
 }
 

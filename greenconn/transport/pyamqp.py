@@ -1,9 +1,9 @@
 """The AMQP transport under kombu's path."""
 
+from greenconn.transport.amqp import SSLTransport, Transport
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.link import AmqpLink as Connection
 from greenconn.transport.amqp.message import Delivery as Message
-from greenconn.transport.amqp.transport import SSLTransport, Transport
 
 DEFAULT_PORT = Transport.default_port
 DEFAULT_SSL_PORT = Transport.default_ssl_port

@@ -6,10 +6,9 @@ from greenconn.worker.consumer import (
     spawn_consumer,
     stop_consumers,
 )
-from greenconn.worker.dispatch import Interrupted
+from greenconn.worker.dispatch import Interrupted, in_order
 from greenconn.worker.failures import DeadLetter, Discard, RetryLater, dead_letters
 from greenconn.worker.lifecycle import ConsumerState
-from greenconn.worker.ordering import in_order
 
 __all__ = [
     "ConsumerGreenlet",

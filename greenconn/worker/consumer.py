@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, overload
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
-from greenconn.checks import Seconds, check_keywords, in_seconds
+from greenconn.checks import Seconds, check_keywords, in_seconds, keyword_defaults, shows
 from greenconn.common import Broadcast
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
@@ -17,7 +17,6 @@ from greenconn.exceptions import AMQPError, KombuError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
-from greenconn.signatures import keyword_defaults, shows
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
 from greenconn.worker.options import (
     CONSUMER_OPTIONS,

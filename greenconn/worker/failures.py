@@ -36,7 +36,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.limits import WAITED, waited_of
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
-from greenconn.publishing.calls import publish_prepared, publisher_of
+from greenconn.publishing import publish_prepared, publisher_of
 from greenconn.publishing.publisher import OutgoingMessage, PublishOptions
 from greenconn.worker.options import QueueLike
 

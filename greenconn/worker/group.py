@@ -22,10 +22,9 @@ from gevent import Greenlet, getcurrent
 from gevent.lock import BoundedSemaphore
 
 from greenconn.green.hub import forget_at_fork
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
-from greenconn.session.channels import begin_channel
+from greenconn.green.supervisor import State, moved, spawn
 from greenconn.session.connect import is_lockout
+from greenconn.session.session import begin_channel
 from greenconn.worker.dispatch import WorkerPool
 from greenconn.worker.failures import DeadLetterExchanges
 

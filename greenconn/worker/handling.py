@@ -41,7 +41,7 @@ from greenconn.listeners import (
     url_of,
 )
 from greenconn.log import LONGEST_ID, message_fields
-from greenconn.worker.dispatch import Interrupted, MessageBatch, NotBegun
+from greenconn.worker.dispatch import Interrupted, MessageBatch, NotBegun, keeps_key, let_next_begin
 from greenconn.worker.failures import (
     ATTEMPTS,
     DeadLetter,
@@ -53,7 +53,6 @@ from greenconn.worker.failures import (
     own_traceback,
     restore_route,
 )
-from greenconn.worker.ordering import keeps_key, let_next_begin
 
 if TYPE_CHECKING:
     from greenconn.green.deadline import Deadline

@@ -35,16 +35,16 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Condition
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import name_of, spawn
+from greenconn.green.supervisor import State, moved, name_of, spawn
 from greenconn.transport.base import Link
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher
 from greenconn.worker.group import group_of
 from greenconn.worker.handling import BatchHandling, Handling
-from greenconn.worker.shards import ShardBalance, ShardSubscription
 from greenconn.worker.subscriptions import (
     ActiveReader,
     RecoveryOutcome,
+    ShardBalance,
+    ShardSubscription,
     Subscription,
     SubscriptionRecovery,
     known_errors,

@@ -13,7 +13,7 @@ import pytest
 from greenconn import Connection, Consumer, Exchange, Producer, Queue, exceptions
 from greenconn.connection import ChannelLimitExceeded, ChannelPool, ConnectionPool
 from greenconn.simple import SimpleBuffer, SimpleQueue
-from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.amqp import Transport as AmqpTransport
 
 #: Nobody listens there.
 DEAD = "amqp://127.0.0.1:1//"

@@ -10,7 +10,7 @@ import pytest
 from greenconn import BrokerConnection, Exchange, Queue
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.transport import get_transport_cls, memory, pyamqplib, resolve_transport
-from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.amqp import Transport as AmqpTransport
 
 # Basics
 

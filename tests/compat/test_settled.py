@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from greenconn import BrokerConnection, Connection, Consumer, Producer, Queue, exceptions
 from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
-from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.amqp import Transport as AmqpTransport
 
 
 def test_connected_is_a_plain_bool(url: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.transport import memory
-from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.amqp import Transport as AmqpTransport
 from greenconn.transport.beanstalk import Transport as BeanstalkTransport
 from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.hooks.hosted import hosted

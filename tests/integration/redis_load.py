@@ -10,7 +10,7 @@ import gevent
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.broker.leases import Leases
+from greenconn.broker.deliveries import Leases
 from tests.fix_wires import until
 
 SOON = 60.0

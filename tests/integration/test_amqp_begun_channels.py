@@ -20,10 +20,10 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.slot import Slot
+from greenconn.transport.amqp import Transport
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.transport.amqp.publishing import PendingConfirm
-from greenconn.transport.amqp.transport import Transport
 from greenconn.worker.lifecycle import ConsumerState
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_interrupts import interruptions

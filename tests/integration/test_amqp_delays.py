@@ -11,7 +11,11 @@ import pytest
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.transport.amqp.topology import LONGEST_DELAY, landing_queue, without_former_delays
+from greenconn.transport.native_delayed_delivery import (
+    LONGEST_DELAY,
+    landing_queue,
+    without_former_delays,
+)
 
 SOON = 30.0
 

@@ -23,8 +23,8 @@ from greenconn.exceptions import (
     InternalError,
     NotAllowed,
 )
-from greenconn.green import connect as connect_module
-from greenconn.green.connect import KEEPALIVE
+from greenconn.green import stream as connect_module
+from greenconn.green.stream import KEEPALIVE
 from greenconn.green.supervisor import Ticker
 from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports

@@ -184,7 +184,7 @@ def test_shards_are_divided_and_stay_in_order(
     unique: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("greenconn.worker.shards.BALANCE_INTERVAL", 0.1)
+    monkeypatch.setattr("greenconn.worker.subscriptions.BALANCE_INTERVAL", 0.1)
     ledger = Queue.sharded(unique, 4, key=lambda body: body["key"])
     record = Record()
     keys = [f"key-{number}" for number in range(40)]

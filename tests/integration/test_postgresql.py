@@ -20,7 +20,7 @@ from greenconn.exceptions import (
     NotAllowed,
     RecoverableConnectionError,
 )
-from greenconn.green import connect
+from greenconn.green import stream as connect
 from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql import schema
 from greenconn.transport.postgresql.connection import LinkLost, Session, parsed

@@ -13,8 +13,8 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import InternalError, NotAllowed, OperationalError, PublishTimeout
 from greenconn.publishing import publish
+from greenconn.transport.amqp import Transport
 from greenconn.transport.amqp.handshake import with_remedy
-from greenconn.transport.amqp.transport import Transport
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Method
 from tests.fix_wires import until

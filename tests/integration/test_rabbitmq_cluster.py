@@ -13,7 +13,7 @@ from gevent.event import AsyncResult
 from greenconn import Connection, Queue, publish, publish_many, spawn_consumer
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import BatchPublishError, PublishTimeout
-from greenconn.green import connect
+from greenconn.green import stream as connect
 from tests.brokers.cluster import RabbitMQCluster
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.processes import run

@@ -9,7 +9,7 @@ import pytest
 from gevent import socket
 
 from greenconn import Connection
-from greenconn.green import connect as connect_module
+from greenconn.green import stream as connect_module
 from greenconn.green.deadline import Deadline
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster

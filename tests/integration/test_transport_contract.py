@@ -11,7 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker import transport
+from greenconn.broker import link as transport
 from greenconn.exceptions import (
     AccessRefused,
     ConsumerCancelled,

@@ -105,7 +105,7 @@ def consume(task: Task, number: int) -> None:
 
     import greenconn
     from greenconn import Limit, Message, Rate, Retry
-    from greenconn.worker import shards as sharing
+    from greenconn.worker import subscriptions as sharing
 
     sharing.BALANCE_INTERVAL = 0.5  # type: ignore[misc]
     logging.basicConfig(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.programs
 
 
 def test_a_change_is_in_the_process_that_tests() -> None:
-    path = Path("greenconn/green/state.py")
+    path = Path("greenconn/green/supervisor.py")
     (number,) = (
         each.number for each in mutants_of(path) if each.text == "returns None: return new"
     )
@@ -23,7 +23,7 @@ def test_a_change_is_in_the_process_that_tests() -> None:
         "import os; from enum import Enum\n"
         f"os.environ['GREENCONN_MUTANT'] = '{path}:{number}'\n"
         "import tests.quality.mutants\n"
-        "from greenconn.green.state import moved\n"
+        "from greenconn.green.supervisor import moved\n"
         "State = Enum('State', 'A B')\n"
         "print(moved(State.A, State.B, {State.A: {State.B}}, 'it'))\n"
     )

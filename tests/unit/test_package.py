@@ -85,7 +85,6 @@ HEAVY = {
     "greenconn.resource": "pools",
     "greenconn.service": "who asks for it",
     "greenconn.simple": "who asks for it",
-    "greenconn.transport.amqp.topology": "who delays messages",
     "greenconn.transport.memory": "another transport",
     "greenconn.transport.native_delayed_delivery": "who delays messages",
     "greenconn.transport.virtual": "another transport",
@@ -97,7 +96,7 @@ HEAVY = {
 @pytest.mark.parametrize(
     "program",
     [
-        "import greenconn.transport.amqp.transport",
+        "import greenconn.transport.amqp",
         "from greenconn import Connection; Connection('amqp://').transport",
         "from greenconn import Connection, Producer, Consumer, Exchange, Queue",
     ],

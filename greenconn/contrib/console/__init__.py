@@ -23,9 +23,8 @@ from typing import Any, Final, TypeAlias
 
 from greenconn.connection import Connection
 from greenconn.contrib.console.actions import ACTIONS, Actions, Choice, WrongInput
-from greenconn.contrib.console.broker import INTERVAL, BrokerView
+from greenconn.contrib.console.broker import INTERVAL, BrokerView, HandlerWatch
 from greenconn.contrib.console.pages import PAGES, Pages, Request
-from greenconn.contrib.console.process import HandlerWatch
 from greenconn.contrib.console.security import (
     HEADERS,
     MASKED,

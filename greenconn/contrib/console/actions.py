@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import gevent
 from gevent import GreenletExit
 
-from greenconn.contrib.console.broker import BrokerView, fingerprint
-from greenconn.contrib.console.process import HandlerWatch, consumers_of
+from greenconn.contrib.console.broker import BrokerView, HandlerWatch, consumers_of, fingerprint
 from greenconn.contrib.console.security import Mask, masked_text
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.publishing.calls import publish_prepared
+from greenconn.publishing import publish_prepared
 from greenconn.publishing.publisher import PublishOptions
 from greenconn.service.periodic import call_now
 from greenconn.service.records import message_of

@@ -24,7 +24,16 @@ from greenconn.contrib.console.actions import (
     editable_body,
     editable_headers,
 )
-from greenconn.contrib.console.broker import SAMPLING, BrokerView, Peek, Snapshot
+from greenconn.contrib.console.broker import (
+    SAMPLING,
+    BrokerView,
+    HandlerWatch,
+    Peek,
+    Snapshot,
+    consumers_of,
+    handler_of,
+    schedules,
+)
 from greenconn.contrib.console.markup import (
     Html,
     as_html,
@@ -39,12 +48,6 @@ from greenconn.contrib.console.markup import (
     sparkline,
     table,
 )
-from greenconn.contrib.console.process import (
-    HandlerWatch,
-    consumers_of,
-    handler_of,
-    schedules,
-)
 from greenconn.contrib.console.security import Mask, Refused, masked_text
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import error_text
@@ -57,7 +60,7 @@ from greenconn.worker.failures import FAILURE_HEADERS, DeadLetterEntry, dead_let
 if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.service.app import App
-    from greenconn.service.figures import QueueTrend
+    from greenconn.service.records import QueueTrend
 
 #: Rows of a page of queues.
 ROWS: Final = 50

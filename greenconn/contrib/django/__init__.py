@@ -32,12 +32,7 @@ from greenconn.message import Message
 from greenconn.publishing import publish
 from greenconn.publishing.publisher import Target
 from greenconn.service.app import App
-from greenconn.service.processes import (
-    ProcessManager,
-    is_managed,
-    parse_address,
-    unblock_signals,
-)
+from greenconn.service.processes import ProcessManager, is_managed, parse_address, unblock_signals
 from greenconn.service.program import Program
 from greenconn.url import as_url, safequote, split_urls, url_to_parts
 

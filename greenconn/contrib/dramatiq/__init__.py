@@ -21,8 +21,11 @@ Under ``dramatiq-gevent``, Dramatiq's threads are greenlets, which share one con
 one for publishing.  A program that only sends messages may use threads of any kind.
 """
 
-from greenconn.contrib.dramatiq.broker import GreenconnBroker, dead_letter_name
-from greenconn.contrib.dramatiq.rabbitmq import RabbitmqBroker
-from greenconn.contrib.dramatiq.redis import RedisBroker
+from greenconn.contrib.dramatiq.broker import (
+    GreenconnBroker,
+    RabbitmqBroker,
+    RedisBroker,
+    dead_letter_name,
+)
 
 __all__ = ["GreenconnBroker", "RabbitmqBroker", "RedisBroker", "dead_letter_name"]

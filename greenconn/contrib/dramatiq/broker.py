@@ -1,19 +1,32 @@
-"""The broker of Dramatiq's interface, on every transport of greenconn."""
+"""The broker of Dramatiq's interface, on every transport of greenconn.
+
+Two classes have the arguments and attributes of Dramatiq's own brokers for RabbitMQ and Redis.
+
+Programs with Dramatiq's own use names of pika, too: the arguments of its connections, its channel and
+its exceptions.  What such programs need of them is here, over greenconn.  pika is not imported.  If the
+program has imported ``pika.exceptions``, the errors of :class:`PikaChannel` are instances of those
+classes, too.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from time import monotonic
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import gevent
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
 from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed, ConnectionFailed, DecodeError, QueueJoinTimeout
-from gevent import monkey
+from gevent import monkey, sleep
 from gevent.queue import Empty
 from gevent.queue import Queue as Inbox
 
@@ -24,6 +37,8 @@ from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
 from greenconn.entity.declaration import ensure_declared, existence_key
 from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
     NotFound,
     OperationalError,
     RecoverableConnectionError,
@@ -639,3 +654,530 @@ def _hold(eta: object) -> None:
 def _settle(message: MessageProxy, outcome: _Outcome) -> None:
     if isinstance(message, _Delivery):
         message.settle(outcome)
+
+
+#: Parameters of pika -> arguments of a connection.
+_ARGUMENTS: Final = {
+    "heartbeat": "heartbeat",
+    "host": "hostname",
+    "port": "port",
+    "socket_timeout": "connect_timeout",
+    "stack_timeout": "connect_timeout",  # it includes the former
+    "virtual_host": "virtual_host",
+}
+#: Parameters of pika -> transport options.
+_OPTIONS: Final = {
+    "blocked_connection_timeout": "blocked_timeout",
+    "channel_max": "channel_max",
+    "client_properties": "client_properties",
+    "frame_max": "frame_max",
+    "locale": "locale",
+    "tcp_options": "socket_settings",
+}
+#: Accepted without effect: a broker of greenconn tries to connect until its ``timeout``.
+_WITHOUT_EFFECT: Final = frozenset({"connection_attempts", "retry_delay"})
+#: All parameters of pika.
+PARAMETERS: Final = frozenset(
+    {*_ARGUMENTS, *_OPTIONS, *_WITHOUT_EFFECT, "credentials", "ssl_options"}
+)
+#: Those of an address, which each broker of a list has for itself.
+_ADDRESS: Final = ("hostname", "port", "virtual_host", "userid", "password")
+
+
+def connection_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a connection for those of ``pika.ConnectionParameters``.
+
+    Parameters that are None are left out, as in pika.
+
+    Raises:
+        TypeError: there is no such parameter, or a value has another type than in pika.
+    """
+    arguments: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in sorted(parameters.items()):  # so that stack_timeout is after socket_timeout
+        if name not in PARAMETERS:
+            raise TypeError(f"pika's connections have no parameter {name!r}")
+        if value is None:
+            continue
+        if name == "heartbeat" and callable(value):
+            raise TypeError("heartbeat must be a number of seconds, got a function")
+        if name == "credentials":
+            arguments.update(_login(value))
+        elif name == "ssl_options":
+            arguments["ssl"] = _tls(value)
+        elif name in _ARGUMENTS:
+            arguments[_ARGUMENTS[name]] = value
+        elif name in _OPTIONS:
+            options[_OPTIONS[name]] = value
+    if options:
+        arguments["transport_options"] = options
+    return arguments
+
+
+def url_arguments(brokers: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:
+    """Return the URLs for parameters of several brokers, and the other arguments of the connection.
+
+    Raises:
+        TypeError: as :func:`connection_arguments`.
+        ValueError: the other parameters differ: they belong to all brokers.
+    """
+    urls: list[str] = []
+    common: dict[str, Any] = {}
+    for parameters in brokers:
+        arguments = {"userid": "guest", "password": "guest", **connection_arguments(parameters)}
+        address = {name: arguments.pop(name) for name in _ADDRESS if name in arguments}
+        urls.append(Connection(**address, transport="amqp").as_uri(include_password=True))
+        for name, value in arguments.items():
+            if common.setdefault(name, value) != value:
+                raise ValueError(f"{name} must be the same for all brokers, got {value!r}")
+    return urls, common
+
+
+def split_url(url: str) -> tuple[str, dict[str, Any]]:
+    """Return a URL without pika's parameters in its query, and these as arguments of a connection."""
+    address, _, query = url.partition("?")
+    pairs = dict(parse_qsl(query, keep_blank_values=True))
+    theirs = {name: _number(pairs.pop(name)) for name in PARAMETERS & pairs.keys()}
+    return f"{address}?{urlencode(pairs)}" if pairs else address, connection_arguments(theirs)
+
+
+def _number(text: str) -> float | str | None:
+    if text in ("", "None"):
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() else number
+
+
+def _login(credentials: Any) -> dict[str, Any]:
+    if hasattr(credentials, "username"):
+        return {"userid": credentials.username, "password": credentials.password}
+    if getattr(credentials, "TYPE", None) == "EXTERNAL":
+        return {"login_method": "EXTERNAL"}
+    raise TypeError(
+        f"credentials must be those of pika, with username and password, got "
+        f"{type(credentials).__name__}"
+    )
+
+
+def _tls(options: Any) -> dict[str, Any]:
+    if not hasattr(options, "context"):
+        raise TypeError(f"ssl_options must be pika.SSLOptions, with a context, got {options!r}")
+    name = getattr(options, "server_hostname", None)
+    return {"context": options.context, **({"server_hostname": name} if name else {})}
+
+
+class PikaConnection(Connection):
+    """A connection with the attributes of pika's blocking connection."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open."""
+        return self.connected
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is not open."""
+        return not self.connected
+
+    def sleep(self, duration: float) -> None:
+        """Wait for *duration* seconds.  May switch."""
+        sleep(duration)
+
+
+class _DeclareReply(NamedTuple):
+    """The reply to a declaration; pika has its fields in ``reply.method``."""
+
+    queue: str
+    message_count: int
+    consumer_count: int
+
+    @property
+    def method(self) -> _DeclareReply:
+        """The reply."""
+        return self
+
+
+class _CountReply(int):
+    """The number of messages that were dropped; pika has it in ``reply.method``."""
+
+    @property
+    def method(self) -> _CountReply:
+        """The reply."""
+        return self
+
+    @property
+    def message_count(self) -> int:
+        """The number."""
+        return int(self)
+
+
+class PikaChannel:
+    """A channel whose methods for queues have the arguments, replies and errors of pika.
+
+    All other attributes are those of the channel of greenconn.
+
+    Arguments:
+        channel: the channel of greenconn.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the channel is closed."""
+        return not self._channel.is_open
+
+    def confirm_delivery(self) -> None:
+        """Do nothing: a broker of greenconn always waits for confirms."""
+
+    def queue_declare(
+        self,
+        queue: str,
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> _DeclareReply:
+        """Declare a queue, or look it up.  May switch."""
+        with _errors_of_pika():
+            reply = self._channel.queue_declare(
+                queue=queue,
+                passive=passive,
+                durable=durable,
+                exclusive=exclusive,
+                auto_delete=auto_delete,
+                arguments=arguments,
+            )
+        return _DeclareReply(*reply)
+
+    def queue_purge(self, queue: str) -> _CountReply:
+        """Drop the messages of a queue that no consumer has.  May switch."""
+        with _errors_of_pika():
+            return _CountReply(self._channel.queue_purge(queue) or 0)
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False
+    ) -> _CountReply:
+        """Delete a queue.  May switch."""
+        with _errors_of_pika():
+            count = self._channel.queue_delete(queue, if_unused=if_unused, if_empty=if_empty)
+        return _CountReply(count or 0)
+
+
+def pika_errors(*names: str) -> tuple[type[Exception], ...]:
+    """Return classes of ``pika.exceptions``; none if the program has not imported that module."""
+    module = sys.modules.get("pika.exceptions")
+    return () if module is None else tuple(getattr(module, name) for name in names)
+
+
+@contextmanager
+def _errors_of_pika() -> Iterator[None]:
+    """Let errors of channels and connections be instances of pika's classes, too."""
+    try:
+        yield
+    except (ChannelError, ConnectionError) as exc:
+        is_refused = isinstance(exc, ChannelError)
+        theirs = pika_errors("ChannelClosedByBroker" if is_refused else "AMQPConnectionError")
+        if not theirs:
+            raise
+        values = exc.reply_text, exc.method_sig, exc.method_name, exc.reply_code
+        raise _class_of_both(type(exc), theirs[0])(*values) from exc
+
+
+def _class_of_both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
+    # pika's class has properties of these names, which ours could not set.
+    return type(ours.__name__, (ours, theirs), {"reply_code": 0, "reply_text": None})
+
+
+class RabbitmqBroker(GreenconnBroker):
+    """A :class:`GreenconnBroker` that takes the place of Dramatiq's ``RabbitmqBroker``.
+
+    It declares the same classic queues, unless *quorum* is true.
+
+    Arguments:
+        url: the URL of the broker, or several URLs: a list, or text separated by ``;``.
+        confirm_delivery: accepted without effect: ``send`` always waits until RabbitMQ has the message.
+        middleware: the list of middleware, as in ``dramatiq.Broker``.
+        max_priority: the maximum priority of the queues, from 1 to 255; None for no priorities.
+        parameters: in place of *url*, a list of dicts of parameters of ``pika.ConnectionParameters``.
+        quorum: whether to declare quorum queues.
+        kwargs: in place of *url*, the parameters of ``pika.ConnectionParameters``; and further arguments
+            of :class:`GreenconnBroker`.
+
+    Raises:
+        RuntimeError: more than one of *url*, *parameters* and parameters of pika was given.
+        TypeError: there is no such argument.
+        ValueError: *max_priority* is out of range.
+    """
+
+    _connection_class = PikaConnection
+
+    if TYPE_CHECKING:
+        connection: PikaConnection
+        channel: PikaChannel  # type: ignore[assignment]  # it has pika's arguments
+
+    def __init__(
+        self,
+        *,
+        confirm_delivery: bool = True,
+        url: str | Iterable[str] | None = None,
+        middleware: list[Middleware] | None = None,
+        max_priority: int | None = None,
+        parameters: Iterable[Mapping[str, Any]] | None = None,
+        quorum: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        of_pika = {name: kwargs.pop(name) for name in PARAMETERS & kwargs.keys()}
+        if (url is not None) + (parameters is not None) + bool(of_pika) > 1:
+            raise RuntimeError("only one of url, parameters and pika's parameters must be given")
+        if url is None:
+            urls, arguments = url_arguments([of_pika] if parameters is None else parameters)
+        else:
+            urls, arguments = [], {}
+            for each in url.split(";") if isinstance(url, str) else url:
+                address, options = split_url(each)
+                urls.append(address)
+                arguments.update(options)
+        options = {**arguments.pop("transport_options", {}), **kwargs.pop("transport_options", {})}
+        if options:
+            arguments["transport_options"] = options
+        super().__init__(
+            urls,
+            middleware=middleware,
+            max_priority=max_priority,
+            quorum=quorum,
+            **{**arguments, **kwargs},
+        )
+        self.confirm_delivery = confirm_delivery
+
+    @property
+    def state(self) -> SimpleNamespace:
+        """An object with the ``connection`` and the ``channel`` of this thread, if they are open."""
+        state = SimpleNamespace()
+        if self.connection.connected:
+            state.connection = self.connection
+        channel = self._channels.get().opened
+        if channel is not None:
+            state.channel = channel
+        return state
+
+    def _open_channel(self, connection: Connection) -> Any:
+        return PikaChannel(connection.channel())
+
+    def _ensure_queue(self, name: str, connection: Connection) -> Queue:
+        # Methods of subclasses that declare a queue may use self.channel, which is lost with its
+        # connection, or raise errors of pika: they are called once more, as in Dramatiq.
+        for is_last in (False, True):
+            try:
+                return super()._ensure_queue(name, connection)
+            except (RecoverableConnectionError, *pika_errors("AMQPConnectionError")) as exc:
+                if is_last or connection.session.is_closed:
+                    raise NotAccepted(str(exc)) from exc
+                del self.channel
+        raise AssertionError("unreachable")
+
+
+logger = logging.getLogger("greenconn.contrib.dramatiq")
+
+#: Arguments of redis-py -> arguments of a connection.
+_REDIS_ARGUMENTS: Final = {
+    "credential_provider": "credential_provider",
+    "db": "virtual_host",
+    "host": "hostname",
+    "password": "password",
+    "port": "port",
+    "username": "userid",
+}
+#: Arguments of redis-py that are transport options of the same name.
+_REDIS_OPTIONS: Final = frozenset(
+    {
+        "client_name",
+        "health_check_interval",
+        "max_connections",
+        "socket_connect_timeout",
+        "socket_keepalive",
+        "socket_keepalive_options",
+        "socket_timeout",
+    }
+)
+#: Arguments of redis-py for TLS, which are keys of a connection's ``ssl``.
+_TLS: Final = frozenset(
+    {
+        "ssl_ca_certs",
+        "ssl_ca_data",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_ciphers",
+        "ssl_keyfile",
+        "ssl_password",
+    }
+)
+#: Arguments of redis-py that only say which class of connections it uses.
+_UNIX: Final = frozenset({"unix_socket_path", "path"})
+_PARAMETERS: Final = frozenset({*_REDIS_ARGUMENTS, *_REDIS_OPTIONS, *_TLS, *_UNIX, "ssl"})
+
+
+class RedisBroker(GreenconnBroker):
+    """A :class:`GreenconnBroker` that takes the place of Dramatiq's ``RedisBroker``.
+
+    Messages are kept under other keys and in another form than Dramatiq's.
+
+    Arguments:
+        url: the URL of the server, as in ``redis.Redis.from_url``.
+        middleware: the list of middleware, as in ``dramatiq.Broker``.
+        namespace: prefix of all keys, before a dot.  None uses no prefix.
+        maintenance_chance: accepted without effect: messages of dead workers are found by time.
+        heartbeat_timeout: milliseconds after which the messages of a worker that shows no sign of life
+            are requeued.  None is 30 seconds.
+        dead_message_ttl: milliseconds for which dead letters are kept, as in :class:`GreenconnBroker`.
+        client: a client of redis-py, which is :attr:`client`.  Messages are sent to its server and
+            database, on a connection of greenconn.
+        kwargs: in place of *url* and *client*, the arguments of ``redis.Redis`` for an address, a login,
+            TLS and timeouts; and further arguments of :class:`GreenconnBroker`.
+
+    Raises:
+        TypeError: there is no such argument, or the client has no address of one server.
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str | None = None,
+        middleware: list[Middleware] | None = None,
+        namespace: str | None = None,
+        maintenance_chance: int | None = None,
+        heartbeat_timeout: int | None = None,
+        dead_message_ttl: int | None = None,
+        client: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        parameters = {name: kwargs.pop(name) for name in _PARAMETERS & kwargs.keys()}
+        if client is not None:
+            parameters = _parameters_of(client)
+        if url is not None:
+            url, parameters = _split_url(url, parameters)
+        address, arguments, options = _arguments(parameters)
+        if namespace is not None:
+            options["global_keyprefix"] = f"{namespace}."
+        if maintenance_chance is not None:
+            logger.info("maintenance_chance has no effect: dead workers are found by time")
+        if heartbeat_timeout is not None:
+            options["lease"] = heartbeat_timeout / 1000
+        options.update(kwargs.pop("transport_options", {}))
+        super().__init__(
+            _url(**address) if url is None else url,
+            middleware=middleware,
+            dead_message_ttl=dead_message_ttl,
+            **{**arguments, "transport_options": options, **kwargs},
+        )
+        self._client = client
+
+    @property
+    def client(self) -> Any:
+        """The client that was given, or one that works on :attr:`connection`.  May switch."""
+        return super().client if self._client is None else self._client
+
+    def join(
+        self,
+        queue_name: str,
+        min_successes: int = 10,
+        idle_time: int = 100,
+        *,
+        interval: int | None = None,
+        timeout: int | None = None,
+    ) -> None:
+        """Wait until all messages of a queue were processed.  May switch.
+
+        Arguments:
+            queue_name, min_successes, idle_time, timeout: as in :class:`GreenconnBroker`.
+            interval: Dramatiq's name for *idle_time*.
+        """
+        if interval is not None:
+            idle_time = interval
+        super().join(queue_name, min_successes, idle_time, timeout=timeout)
+
+
+def _parameters_of(client: Any) -> dict[str, Any]:
+    """Return the arguments of redis-py with which *client* connects."""
+    pool: Any = getattr(client, "connection_pool", None)
+    known = getattr(pool, "connection_kwargs", {})
+    if not {"host", "path"} & known.keys():
+        raise TypeError(
+            f"client must be a redis.Redis with the address of one server, got "
+            f"{type(client).__name__}: give Sentinel or a cluster as a url"
+        )
+    found = {name: value for name, value in known.items() if name in _PARAMETERS}
+    if any(each.__name__ == "SSLConnection" for each in pool.connection_class.__mro__):
+        found["ssl"] = True
+    return found
+
+
+def _split_url(url: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a URL as greenconn has it, and *parameters* without what the URL says.
+
+    redis-py names the database in the query, too, and a socket by ``unix://``.
+    """
+    address, _, query = url.partition("?")
+    pairs = dict(parse_qsl(query, keep_blank_values=True))
+    database = pairs.pop("db", None)
+    parts = urlsplit(address)
+    left = {name: value for name, value in parameters.items() if name not in _REDIS_ARGUMENTS}
+    if parts.scheme == "unix":
+        address = f"redis+socket{address.removeprefix('unix')}"
+        pairs["virtual_host"] = database or "0"
+    elif database is not None:
+        address = f"{address[: len(address) - len(parts.path)]}/{database}"
+    return f"{address}?{urlencode(pairs)}" if pairs else address, left
+
+
+def _arguments(
+    parameters: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the address, the other arguments of a connection, and its transport options."""
+    address: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    tls: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if value is None or (name == "ssl" and not value):
+            continue
+        if name == "credential_provider":
+            arguments[name] = value
+        elif name in _REDIS_ARGUMENTS:
+            address[_REDIS_ARGUMENTS[name]] = str(value) if name == "db" else value
+        elif name in _REDIS_OPTIONS:
+            options[name] = value
+        elif name in _UNIX:
+            address["path"] = value
+        elif name in _TLS:
+            tls[name] = value
+    if parameters.get("ssl"):
+        arguments["ssl"] = tls or True
+    return address, arguments, options
+
+
+def _url(path: str | None = None, **address: Any) -> str:
+    """Return the URL of a server.
+
+    Arguments:
+        path: the path of a UNIX socket, in place of a host.
+        address: arguments of a connection.
+    """
+    url = Connection(**address, transport="redis").as_uri(include_password=True)
+    if path is None:
+        return url
+    login = urlsplit(url).netloc.rpartition("@")
+    return (
+        f"redis+socket://{''.join(login[:2])}{path}?virtual_host={address.get('virtual_host', 0)}"
+    )

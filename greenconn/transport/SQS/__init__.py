@@ -22,10 +22,9 @@ from greenconn.broker.entities import SharedEntities
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.errors import Method, in_use
 from greenconn.broker.exchanges import PREDECLARED, Binding, Exchange, ExchangeDeclaration
-from greenconn.broker.link import StoreLink
+from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import Entry
 from greenconn.broker.publishing import StorePublisher, warn_of_message
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import forget_at_fork

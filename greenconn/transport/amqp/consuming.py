@@ -38,7 +38,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.state import State, moved
+from greenconn.green.supervisor import State, moved
 from greenconn.streams import OFFSET, check_offset
 from greenconn.transport.amqp.calls import Call
 from greenconn.transport.amqp.message import BodilessDelivery, Delivery

@@ -19,7 +19,7 @@ from greenconn.transport import base
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.transport import Transport
+    from greenconn.transport.amqp import Transport
 
 PORT: Final = 15672
 TLS_PORT: Final = 15671

@@ -30,15 +30,14 @@ from greenconn._version import __version__
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.envelope import read_envelope
 from greenconn.broker.errors import Method, invalid_argument
-from greenconn.broker.link import StoreLink
+from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_type
 from greenconn.exceptions import PreconditionFailed
-from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.stream import connect_tcp
 from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.claiming import CLAIM, Claims, Reservations, ReserveConnection
 from greenconn.transport.beanstalk.connection import (

@@ -36,7 +36,7 @@ from greenconn.broker.exchanges import (
     Row,
     TopologyStore,
 )
-from greenconn.broker.link import StoreLink
+from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -47,7 +47,6 @@ from greenconn.broker.port import (
     Store,
 )
 from greenconn.broker.queues import Declaration
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, invalid
 from greenconn.credentials import supplied
 from greenconn.green.deadline import Deadline

@@ -24,10 +24,10 @@ from typing import Any, ClassVar, Final
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consuming import Consumer, StoreFeed
+from greenconn.broker.deliveries import Handover
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import PREDECLARED, BrokerState
-from greenconn.broker.leases import Handover
-from greenconn.broker.link import CHANNEL_MAX, StoreLink
+from greenconn.broker.link import CHANNEL_MAX, StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import (
     Claimed,
     ConsumerRegistry,
@@ -39,7 +39,6 @@ from greenconn.broker.port import (
 from greenconn.broker.publishing import SynchronousPublisher, no_immediate, unroutable
 from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.broker.settlements import StoreSettlements
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import in_seconds
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline, TimeLimit

@@ -26,6 +26,7 @@ from amqp.protocol import queue_declare_ok_t
 
 from greenconn.broker.channel import Prepared, PublishResult, StoreChannel, closes_channel
 from greenconn.broker.consuming import ConsumedFeed, Consumer, StoreConsumer
+from greenconn.broker.deliveries import Handover
 from greenconn.broker.entities import ArgumentOf, Entities, SupportedArguments
 from greenconn.broker.envelope import WHAT, Base64, Envelope, checked
 from greenconn.broker.errors import (
@@ -43,7 +44,6 @@ from greenconn.broker.exchanges import (
     ExchangeType,
     Router,
 )
-from greenconn.broker.leases import Handover
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.broker.publishing import PublishOutcome, undeliverable, warn_of_message

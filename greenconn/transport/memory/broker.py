@@ -25,16 +25,16 @@ from weakref import WeakKeyDictionary
 from gevent import get_hub
 
 from greenconn.broker.consuming import Consumer, Turns
-from greenconn.broker.dead_letters import (
+from greenconn.broker.envelope import Envelope, copied, level_of, lifetime_of
+from greenconn.broker.errors import Method, no_exchange
+from greenconn.broker.exchanges import PREDECLARED, BrokerState
+from greenconn.broker.queues import Declaration, QueuePolicy
+from greenconn.broker.settlements import (
     carbon_copies,
     dead_letter,
     is_cycle,
     visible_headers,
 )
-from greenconn.broker.envelope import Envelope, copied, level_of, lifetime_of
-from greenconn.broker.errors import Method, no_exchange
-from greenconn.broker.exchanges import PREDECLARED, BrokerState
-from greenconn.broker.queues import Declaration, QueuePolicy
 from greenconn.clocks import CLOCK
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green.hub import HubAffinity, forget_at_fork, yield_to_hub

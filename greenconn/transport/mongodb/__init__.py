@@ -26,10 +26,9 @@ from pymongo import ASCENDING, IndexModel, ReplaceOne, errors
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.link import StoreLink
+from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.exceptions import (
     ChannelError,
@@ -44,23 +43,21 @@ from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import dumps
 from greenconn.transport.mongodb.changes import PREFIX, Broadcast, Copy, Notifications, broadcast_of
 from greenconn.transport.mongodb.client import (
-    Client,
-    ClientReference,
-    LinkLost,
-    address_of,
-    refusals_in,
-)
-from greenconn.transport.mongodb.documents import (
     DEAD_AT,
     EXPIRE_AT,
     HELD_EXPIRE_AT,
     REDELIVERED,
     REQUEUE,
+    Client,
+    ClientReference,
     Document,
     Handle,
+    LinkLost,
+    address_of,
     claim_update,
     claimed_of,
     message_of,
+    refusals_in,
 )
 from greenconn.transport.mongodb.queues import MongoTopology, Queues
 from greenconn.url import mask_secrets

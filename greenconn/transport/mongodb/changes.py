@@ -33,8 +33,14 @@ from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import OnDemand, spawn
-from greenconn.transport.mongodb.client import Client, LinkLost, LoginRefused
-from greenconn.transport.mongodb.documents import REDELIVERED, Document, claimed_of
+from greenconn.transport.mongodb.client import (
+    REDELIVERED,
+    Client,
+    Document,
+    LinkLost,
+    LoginRefused,
+    claimed_of,
+)
 
 logger = logging.getLogger("greenconn.transport.mongodb")
 

@@ -26,8 +26,7 @@ from greenconn.broker.port import LeaseExpired
 from greenconn.broker.queues import UNDECLARED, Declaration, is_lost
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.mongodb.changes import PREFIX, Broadcast
-from greenconn.transport.mongodb.client import Client
-from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
+from greenconn.transport.mongodb.client import DEAD_AT, EXPIRE_AT, Client, Document
 
 if TYPE_CHECKING:
     from greenconn.transport.mongodb import MongoOptions

@@ -34,10 +34,9 @@ from gevent import get_hub
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.exchanges import Topology
-from greenconn.broker.link import StoreLink
+from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import CLAIM_TIME, Claimed, Entry, LeaseExpired, SettleRequest, Store
 from greenconn.broker.queues import Declaration
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_seconds, check_type, invalid
 from greenconn.credentials import supplied
 from greenconn.exceptions import (

@@ -31,10 +31,10 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.green.connect import resolve
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.slot import FairLock, Slot
+from greenconn.green.stream import resolve
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:

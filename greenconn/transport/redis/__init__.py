@@ -24,10 +24,10 @@ from redis import exceptions
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.consuming import Consumer, Prefetch, PrefetchView
+from greenconn.broker.deliveries import Handover
 from greenconn.broker.entities import Management, SharedEntities, SupportedArguments
 from greenconn.broker.errors import Method
 from greenconn.broker.exchanges import PREDECLARED, Binding, BrokerState
-from greenconn.broker.leases import Handover
 from greenconn.caching import cached_property
 from greenconn.credentials import supplied
 from greenconn.delays import DELAY
@@ -43,11 +43,7 @@ from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.identity import program_name
 from greenconn.importing import symbol_by_name
-from greenconn.options import (
-    known_options,
-    query_types,
-    typed_query,
-)
+from greenconn.options import known_options, query_types, typed_query
 from greenconn.transport import base
 from greenconn.transport.redis.client import LinkedRedis
 from greenconn.transport.redis.cluster import ClusterPlacement

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.broker import envelope
 from greenconn.broker.channel import Prepared
-from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.envelope import (
     UNSENDABLE,
     Envelope,
@@ -26,6 +25,7 @@ from greenconn.broker.envelope import (
     unsendable,
 )
 from greenconn.broker.port import Claimed
+from greenconn.broker.settlements import DELIVERY_COUNT
 from greenconn.delays import DELAY
 from greenconn.jsoncodec import dumps
 

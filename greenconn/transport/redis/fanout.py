@@ -48,8 +48,7 @@ from greenconn.broker.exchanges import Binding, BrokerState, FanoutRouter, Route
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import Condition, SingleFlight, Slot
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import State, moved, spawn
 from greenconn.transport.redis.errors import LinkLost, NodeLost
 from greenconn.transport.redis.nodes import NOT_SERVED, Nodes, Place, place_named
 from greenconn.transport.redis.options import Keys, RedisOptions

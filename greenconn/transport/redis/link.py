@@ -19,18 +19,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consuming import Consumer, StoreSubscriptions
-from greenconn.broker.dead_letters import dead_letter_entries
+from greenconn.broker.deliveries import Leases
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import (
     STANDARD_EXCHANGE_TYPES,
     Router,
     Routing,
 )
-from greenconn.broker.leases import Leases
 from greenconn.broker.link import ForkHandler, LeasedLink
 from greenconn.broker.port import Entry
 from greenconn.broker.queues import Directory, KnownQueues
-from greenconn.broker.settlements import PipelinedSettlements, PipelinedSettler
+from greenconn.broker.settlements import PipelinedSettlements, PipelinedSettler, dead_letter_entries
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn

@@ -45,8 +45,7 @@ from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
 from greenconn.green.slot import Condition, SingleFlight
-from greenconn.green.state import State, moved
-from greenconn.green.supervisor import Ticker, spawn
+from greenconn.green.supervisor import State, Ticker, moved, spawn
 from greenconn.transport.redis.errors import (
     LinkLost,
     LoginRefused,

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import get_hub
 from redis.exceptions import ResponseError
 
-from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import TagMaker
 from greenconn.broker.errors import Method
 from greenconn.broker.port import Entry, HeldMessage, NoQueue
 from greenconn.broker.publishing import ChannelPublisher, Completion, CopyOutcomes
+from greenconn.broker.settlements import visible_headers
 from greenconn.delays import delay_of
 from greenconn.exceptions import ContentTooLarge, PublishTimeout
 from greenconn.green.deadline import Deadline

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from greenconn.green.connect import avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Renewal
 from greenconn.green.slot import SingleFlight
+from greenconn.green.stream import avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import (
     ENDS_THE_LINK,

@@ -37,10 +37,9 @@ from gevent import get_hub
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.exchanges import Topology
-from greenconn.broker.link import StoreLink
+from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import CLAIM_TIME, Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration, is_lost
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import Gathered, spawn

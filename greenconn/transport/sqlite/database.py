@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from greenconn.broker.transport import StoreOptions
+from greenconn.broker.link import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.exceptions import (
     AMQPError,

@@ -27,7 +27,7 @@ from greenconn.transport import beanstalk
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.couchdb import api as couchdb
 from greenconn.transport.hooks.channel import Message as StoredMessage
-from greenconn.transport.mongodb import documents as mongodb
+from greenconn.transport.mongodb import client as mongodb
 from greenconn.transport.redis.envelope import Delivery as RedisDelivery
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.settling import priority_of, read_held

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from greenconn.broker.consuming import StoreDelivery
+from greenconn.broker.deliveries import Leases
 from greenconn.broker.envelope import Envelope
-from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Done, Entry, SettleRequest
 from greenconn.broker.queues import Declaration
 from greenconn.broker.settlements import PipelinedSettlements

@@ -11,6 +11,7 @@ from gevent.event import Event
 
 from greenconn.broker.envelope import mark_redelivered
 from greenconn.broker.exchanges import ExchangeRecord, Row, TopologyStore
+from greenconn.broker.link import StoreOptions, StoreTransport
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -21,7 +22,6 @@ from greenconn.broker.port import (
     Store,
 )
 from greenconn.broker.queues import Declaration
-from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.green.deadline import Deadline
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.dead_letters import (
+from greenconn.broker.queues import DeadLetterTarget, Declaration, QueuePolicy
+from greenconn.broker.settlements import (
     carbon_copies,
     dead_letter,
     dead_letter_entries,
     is_cycle,
     visible_headers,
 )
-from greenconn.broker.queues import DeadLetterTarget, Declaration, QueuePolicy
 from greenconn.exceptions import NotFound
 from tests.unit.broker.fake_settler import Held, Link
 

@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker import leases
+from greenconn.broker import deliveries as leases
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.exceptions import ChannelError

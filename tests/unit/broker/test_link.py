@@ -11,8 +11,7 @@ import pytest
 from gevent import GreenletExit
 from gevent.event import Event
 
-from greenconn.broker.link import StoreLink
-from greenconn.broker.transport import StoreOptions
+from greenconn.broker.link import StoreLink, StoreOptions
 from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.transport import StoreOptions
+from greenconn.broker.link import StoreOptions
 
 
 def test_defaults() -> None:

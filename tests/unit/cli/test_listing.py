@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.service.figures import Monitor, QueueFigures
+from greenconn.service.records import Monitor, QueueFigures
 
 pytestmark = pytest.mark.pure
 

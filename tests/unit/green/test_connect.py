@@ -13,9 +13,9 @@ import gevent
 import pytest
 from gevent import socket
 
-from greenconn.green import connect as connect_module
-from greenconn.green.connect import KEEPALIVE, avoid, connect_tcp, connect_unix, numeric
+from greenconn.green import stream as connect_module
 from greenconn.green.deadline import Deadline
+from greenconn.green.stream import KEEPALIVE, avoid, connect_tcp, connect_unix, numeric
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import open_sockets

@@ -23,7 +23,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.session.channels import UTILITY_LIMIT, UtilityChannels
+from greenconn.session.session import UTILITY_LIMIT, UtilityChannels
 from greenconn.transport import memory
 from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_wires import until

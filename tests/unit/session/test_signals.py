@@ -17,7 +17,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.session.session import SessionState
 from tests.fix_interrupts import Signal, SignalAt, signals
 
-WITHIN = ("/greenconn/session/", "/greenconn/green/state", "/greenconn/green/slot")
+WITHIN = ("/greenconn/session/", "/greenconn/green/supervisor", "/greenconn/green/slot")
 SOON = 20.0
 
 

@@ -23,7 +23,7 @@ from greenconn.transport import (
     resolve_transport,
     supports_librabbitmq,
 )
-from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.amqp import Transport as AmqpTransport
 from tests.integration.processes import run
 
 

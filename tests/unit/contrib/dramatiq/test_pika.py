@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("dramatiq")
 
 import greenconn
-from greenconn.contrib.dramatiq.rabbitmq import (
+from greenconn.contrib.dramatiq.broker import (
     PikaChannel,
     PikaConnection,
     connection_arguments,

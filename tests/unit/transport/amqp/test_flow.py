@@ -13,7 +13,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 from greenconn.listeners import BlockedEvent, UnblockedEvent
 from greenconn.options import AmqpOptions
-from greenconn.transport.amqp.flow import PAUSE_ABOVE, RESUME_BELOW, FlowControl, InboxBudget
+from greenconn.transport.amqp.link import PAUSE_ABOVE, RESUME_BELOW, FlowControl, InboxBudget
 from tests.fix_wires import until
 
 

@@ -10,8 +10,8 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
-from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
+from greenconn.green.stream import connect_tcp
 from greenconn.transport.beanstalk import BeanstalkOptions, BeanstalkStore
 from greenconn.transport.beanstalk.connection import LinkLost, Pipeline
 from greenconn.wire.beanstalk import Reply, line

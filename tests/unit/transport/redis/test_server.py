@@ -10,8 +10,8 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
-from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
+from greenconn.green.stream import connect_tcp
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import Keys, RedisOptions
 from greenconn.transport.redis.pipeline import PING, Commands, Pipeline
