@@ -69,7 +69,10 @@ class CallPool:
     @property
     def is_busy(self) -> bool:
         """Whether a call is under way, or waits for a thread."""
-        return bool(self._callers) if self._pool is None else len(self._pool) > 0
+        if self._pool is None:
+            return bool(self._callers)
+        # gevent may have asked one thread too many to end: that request stays when none is left.
+        return self._pool.size > 0 and len(self._pool) > 0
 
     def close(self) -> None:
         """End the threads, each with the call that it is at.  May switch.
