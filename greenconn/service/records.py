@@ -1,4 +1,4 @@
-"""What operators read: messages as JSON records, and the figures of queues.
+"""Messages as JSON records, as a user writes them, and the figures of queues.
 
 ``greenconn consume --json`` prints records, and ``publish --jsonl`` publishes them.  A record has the
 address, content type, content encoding, headers, properties and body of a message.  A body of JSON is a
