@@ -98,6 +98,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # So that the search for secrets sees every line that could be logged.  pytest's own option sets
     # it six times a test, and each time the caches of all loggers are cleared.
     logging.getLogger().setLevel(logging.DEBUG)
+    if monkey.is_module_patched("os"):
+        # gevent does it after the first fork only, and then never learns of a child that has ended
+        # by then: who waits for it waits for ever.
+        get_hub().loop.install_sigchld()
     config.stash[share] = Share.taken()
     config.stash[summary] = os.environ.pop(SUMMARY, None)
 
