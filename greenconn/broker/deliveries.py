@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from greenconn.broker.link import LeasedLink
 
 
+logger = logging.getLogger("greenconn.broker")
+
+
 class Acknowledger(Protocol):
     """The sender of the acks, requeues and rejects of one link.
 
@@ -351,8 +354,6 @@ class Deliveries:
 def _tags(deliveries: Iterable[Any]) -> set[Any]:
     return {each.delivery_tag for each in deliveries}
 
-
-logger = logging.getLogger("greenconn.broker")
 
 #: Leases that one call renews.
 RENEWALS: Final = 500

@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from greenconn.message import Message
 
 
+logger = logging.getLogger("greenconn.broker")
+
 T = TypeVar("T")
 
 #: Channels that one link may have.
@@ -448,8 +450,6 @@ class LeasedLink(BrokerLink):
         self.leases.stop()
         self.settlements.stop(gone)
 
-
-logger = logging.getLogger("greenconn.broker")
 
 #: The highest priority that there is.
 HIGHEST: Final = 255

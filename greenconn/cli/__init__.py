@@ -1,6 +1,6 @@
 """The commands, and what a user sees when one cannot do its work: one line that names the remedy.
 
-Options, arguments and groups that several commands share.
+Also options, arguments and groups that several commands share.
 """
 
 from __future__ import annotations

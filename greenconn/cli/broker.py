@@ -21,7 +21,14 @@ import gevent
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
 
-from greenconn.cli import CommandGroup, json_option, timeout_option, url_argument
+from greenconn.cli import (
+    FAILED,
+    WRONG_USAGE,
+    CommandGroup,
+    json_option,
+    timeout_option,
+    url_argument,
+)
 from greenconn.connection import Connection
 from greenconn.exceptions import (
     AccessRefused,
@@ -188,9 +195,6 @@ def ping(url: str, count: int, is_json: bool, timeout: float) -> None:
         f"({count} times)"
     )
 
-
-FAILED: Final = 1
-WRONG_USAGE: Final = 2
 
 #: Class of an error, and the remedy for it; the first that fits.
 _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (

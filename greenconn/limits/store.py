@@ -15,6 +15,9 @@ answer was lost, is given back.
 Leases.  A place that is held here is renewed three times in its lease, all places by one request.  That
 of a killed process comes back when its lease has ended.  A process that was suspended for longer, or
 that did not reach the store for so long, may overlap with the next holder.
+
+In SQLite facts are a table, in PostgreSQL a function of the schema keeps them; Redis' scripts stand
+apart.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -34,12 +38,19 @@ from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
+from greenconn.jsoncodec import dumps, loads
 from greenconn.session.broker import Configuration
 
 if TYPE_CHECKING:
+    import sqlite3
+
+    from greenconn.broker.link import StoreLink
     from greenconn.connection import Connection
     from greenconn.transport.memory import MemoryLink
     from greenconn.transport.memory.broker import Broker
+    from greenconn.transport.postgresql import PostgresStore
+    from greenconn.transport.sqlite import SqliteStore
+
 
 logger = logging.getLogger("greenconn.limits")
 
@@ -656,16 +667,12 @@ class _Runner:
         self._session = connection.session
         self._run: Callable[[Any, Sequence[Operation]], list[Any]]
         if keeper == "redis":
-            from greenconn.limits.backends import run_in_redis
+            from greenconn.limits.redis import run_in_redis
 
             self._run = run_in_redis
         elif keeper == "postgresql":
-            from greenconn.limits.backends import run_in_postgresql
-
             self._run = run_in_postgresql
         elif keeper == "sqlite":
-            from greenconn.limits.backends import run_in_sqlite
-
             self._run = run_in_sqlite
         else:
             self._run = run_in_memory
@@ -683,3 +690,116 @@ class _Runner:
                     raise
                 session.link(deadline)
         raise AssertionError("unreachable")
+
+
+# -- SQLite
+
+#: Made when it is first needed: most files have no limits.
+_TABLES: Final = (
+    """
+CREATE TABLE facts (
+    key TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (key, holder)
+) WITHOUT ROWID
+""",
+    "CREATE INDEX facts_until ON facts (until)",
+)
+
+
+class SqliteRows:
+    """Facts as rows, in a transaction.
+
+    Arguments:
+        connection: of the file.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def at(self, key: str, now: int) -> dict[str, int]:
+        """Return the holders of *key* whose lease has not ended, and when it does."""
+        statement = "SELECT holder, until FROM facts WHERE key = ? AND until > ?"
+        return dict(self._connection.execute(statement, (key, now)).fetchall())
+
+    def put(self, key: str, holder: str, until: int) -> None:
+        """Have *holder* hold until then."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO facts (key, holder, until) VALUES (?, ?, ?)",
+            (key, holder, until),
+        )
+
+    def drop(self, key: str, holder: str) -> None:
+        """Forget *holder*."""
+        self._connection.execute("DELETE FROM facts WHERE key = ? AND holder = ?", (key, holder))
+
+
+def run_in_sqlite(link: StoreLink, operations: Sequence[Operation]) -> list[Any]:
+    """Carry *operations* out in one transaction, and return their replies.  May switch."""
+    store: SqliteStore = link.store  # type: ignore[assignment]
+    replies: list[Any] = store.database.write(_run_in_file, operations)
+    return replies
+
+
+def _run_in_file(connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
+    # In the thread.
+    now = round(time() * MICRO)
+    try:
+        connection.execute("DELETE FROM facts WHERE until <= ?", (now,))
+    except connection.OperationalError as exc:
+        if "no such table" not in str(exc):
+            raise
+        for statement in _TABLES:
+            connection.execute(statement)
+    rows = SqliteRows(connection)
+    return [carry_out(rows, operation, now) for operation in operations]
+
+
+# -- PostgreSQL
+
+
+def run_in_postgresql(link: StoreLink, operations: Sequence[Operation]) -> list[Any]:
+    """Carry *operations* out by one statement, and return their replies.  May switch."""
+    store: PostgresStore = link.store  # type: ignore[assignment]
+    session = store.session
+    asked = dumps([_row_of(operation) for operation in operations])
+    ((found,),) = session.call(session.fetch, "SELECT greenconn.limits(%s::jsonb)::text", (asked,))
+    return [_reply_of(*pair) for pair in zip(operations, loads(found), strict=True)]
+
+
+def _row_of(operation: Operation) -> list[Any]:
+    if isinstance(operation, Take):
+        return [
+            "take",
+            operation.place,
+            operation.holder,
+            micro(operation.lease),
+            operation.rate,
+            operation.limit,
+            micro(operation.interval),
+            operation.burst,
+            operation.has_waited,
+            micro(PATIENCE),
+            micro(LONGEST_WAIT),
+        ]
+    if isinstance(operation, Give):
+        return ["give", operation.place, operation.holder, 0, ""]
+    if isinstance(operation, Renew):
+        kind = "restore" if operation.restores else "renew"
+        return [kind, operation.place, operation.holder, micro(operation.lease), ""]
+    if isinstance(operation, Note):
+        return ["note", operation.key, operation.token, micro(operation.lease), ""]
+    return ["read", operation.key, "", 0, ""]
+
+
+def _reply_of(operation: Operation, reply: Any) -> Any:
+    if isinstance(operation, Take):
+        is_taken, wait, holder = reply
+        return Taken(is_taken, wait / MICRO, holder)
+    if isinstance(operation, Renew):
+        return bool(reply)
+    if isinstance(operation, (Give, Note)):
+        return None
+    now, token = reply
+    return Seen(now, token)

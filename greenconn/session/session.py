@@ -75,6 +75,8 @@ if TYPE_CHECKING:
     from greenconn.worker.group import ConsumerGroup
 
 
+logger = logging.getLogger("greenconn.session")
+
 T = TypeVar("T")
 
 #: Links on which a channel is tried before the caller gets the error.
@@ -303,9 +305,6 @@ def _default_of(life: Life) -> Any:
 def _close(channel: Channel) -> None:
     if is_open(channel):
         channel.close()
-
-
-logger = logging.getLogger("greenconn.session")
 
 
 class SessionState(State):

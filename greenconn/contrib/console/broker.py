@@ -403,7 +403,7 @@ def _kept_properties(message: Message) -> Iterable[tuple[str, Any]]:
 MOST: Final = 500
 PLACES: Final = 3
 #: Files of the library that call a handler.
-_CALLERS: Final = ("greenconn/listeners.py", "worker/handling.py", "worker/ordering.py")
+_CALLERS: Final = ("greenconn/listeners.py", "worker/handling.py", "worker/dispatch.py")
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from greenconn.connection import ConnectionArguments
 
 
+logger = logging.getLogger("greenconn.contrib.dramatiq")
+
 #: Milliseconds for which dead letters are kept; Dramatiq's own broker reads the same variable.
 DEAD_MESSAGE_TTL: Final = int(os.environ.get("dramatiq_dead_message_ttl", 7 * 86_400_000))  # noqa: SIM112
 #: Errors of a connection, which Dramatiq retries.
@@ -984,8 +986,6 @@ class RabbitmqBroker(GreenconnBroker):
                 del self.channel
         raise AssertionError("unreachable")
 
-
-logger = logging.getLogger("greenconn.contrib.dramatiq")
 
 #: Arguments of redis-py -> arguments of a connection.
 _REDIS_ARGUMENTS: Final = {

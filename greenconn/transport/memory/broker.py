@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from greenconn.broker.link import BrokerLink
 
 
+logger = logging.getLogger("greenconn.transport.memory")
+
 _set_body, _set_errors = (vars(BaseMessage)[name].__set__ for name in ("body", "errors"))
 _get_errors = vars(BaseMessage)["errors"].__get__
 
@@ -653,8 +655,6 @@ class Timer:
         self.stop()
         self._function()
 
-
-logger = logging.getLogger("greenconn.transport.memory")
 
 #: Publishes between two looks at the clock.
 STREAK = 64
