@@ -1,4 +1,4 @@
-"""Every code block about MongoDB, CouchDB and beanstalkd runs, each section on its server."""
+"""Every code block about MongoDB, CouchDB, beanstalkd and SQS runs, each section on its server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ PAGE = (ROOT / "docs" / "other-brokers.rst").read_text()
 
 @pytest.mark.parametrize(
     ("title", "kind"),
-    [("MongoDB", "mongodb"), ("CouchDB", "couchdb"), ("beanstalkd", "beanstalk")],
+    [
+        *(("MongoDB", "mongodb"), ("CouchDB", "couchdb"), ("beanstalkd", "beanstalk")),
+        ("Amazon SQS", "sqs"),
+    ],
 )
 def test_the_code_blocks_run(
     request: pytest.FixtureRequest, title: str, kind: str, patched: bool
 ) -> None:
-    text = section(PAGE, "What they share") + section(PAGE, title)
+    text = section(PAGE, title)
+    if kind != "sqs":
+        text = section(PAGE, "What the three servers share") + text
     done = run_blocks(text, request.getfixturevalue(f"{kind}_url"), patched)
     assert kind != "mongodb" or not done.stderr

@@ -14,7 +14,7 @@ from tests.interpreter import printed
 ROOT = Path(__file__).resolve().parents[2]
 #: Run on a broker, in the integration tests.
 ELSEWHERE = {
-    *("recipes.rst", "other-brokers.rst", "rabbitmq.rst", "redis.rst", "postgresql.rst", "sqs.rst"),
+    *("recipes.rst", "other-brokers.rst", "rabbitmq.rst", "redis.rst", "postgresql.rst"),
 }
 TEXTS = [
     ROOT / "README.rst",
