@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -317,6 +318,30 @@ def test_a_running_handler_shows_what_it_has(connection: Connection) -> None:
     assert consumer.stop(30)
     for console in (shows, hides):
         console.close()
+
+
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_the_place_of_a_running_handler_names_no_file_of_the_library(
+    connection: Connection, console: Console, is_ordered: bool
+) -> None:
+    begun, may_end = Event(), Event()
+
+    def handler(body: Any, message: Any) -> None:
+        begun.set()
+        may_end.wait(30)
+
+    called = greenconn.in_order(lambda body, message: body, running=1)(handler)
+    consumer = greenconn.spawn_consumer(
+        Queue("slow"), called if is_ordered else handler, connection=connection
+    )
+    greenconn.publish(Queue("slow"), 1, connection=connection)
+    assert begun.wait(30)
+    shown = Client(console).get("handlers").shown
+    may_end.set()
+    assert consumer.stop(30)
+    (place,) = re.findall(r"console/test_security\.py:\d+ handler.*", shown)
+    assert "worker/" not in place
+    assert "greenconn/" not in place
 
 
 @pytest.mark.parametrize(
