@@ -38,7 +38,7 @@ def test_fragments_of_the_change_log_have_proper_names() -> None:
 @pytest.mark.parametrize("program", ["greenconn demo", "tests"])
 def test_the_readme_has_one_command_for(program: str) -> None:
     # The checks of a change run what this finds.
-    command = rf"^ *python3 -m venv \.venv && .* && \.venv/bin/python -m {program}$"
+    command = rf"^ *python3 -m venv \.venv && (?:.*\\\n)?.* && \.venv/bin/python -m {program}$"
     text = (ROOT / "README.rst").read_text(encoding="utf-8")
     assert len(re.findall(command, text, re.MULTILINE)) == 1
 
