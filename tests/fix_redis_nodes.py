@@ -14,7 +14,7 @@ from greenconn import Connection
 from greenconn.transport.redis.cluster import ClusterPlacement, tag_of
 from greenconn.transport.redis.nodes import Nodes, Place
 from greenconn.transport.redis.pipeline import Pipeline, ignore
-from greenconn.transport.redis.scripts import DROP, Script
+from greenconn.transport.redis.scripts import DROP, RENEW, Script
 from greenconn.transport.redis.server import Address, Login
 from greenconn.wire.resp import RespParser
 from tests.fix_peer import Peer, PeerFactory
@@ -196,6 +196,8 @@ def empty(command: str) -> Answer:
         return array()
     if runs(DROP, command):
         return array(b":0\r\n")
+    if runs(RENEW, command):
+        return array(b":1\r\n")
     if word == "ZSCAN":
         return array(bulk("0"), array())
     if word == "HMGET":

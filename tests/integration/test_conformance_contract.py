@@ -14,6 +14,8 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
+from greenconn.broker.link import LeasedLink
+from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
 from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.contract import Side
@@ -355,6 +357,33 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
                 except connection.channel_errors:
                     pass  # it is the program's until its lease ends
             connection.default_channel.exchange_delete(f"{unique}-x")
+
+
+@needs(Can.PROCESSES)
+@pytest.mark.sampled(4)
+def test_a_lease_that_has_ended_is_not_confirmed(
+    broker_kind: Kind, connect: Callable[[], Connection], unique: str
+) -> None:
+    """A holder that asks, as the leader of a schedule does, learns that another has its message."""
+    with connect() as late, connect() as other:
+        link: Any = late.default_channel.connection
+        if not isinstance(link, LeasedLink) or link.settler.renewal_interval is None:
+            pytest.skip("the connection holds messages, or the server counts its lease")
+        queue = Queue(unique)(late.default_channel)
+        queue.declare()
+        greenconn.publish(queue, "once", connection=late)
+        message: Any = queue.get()
+        assert link.leases.confirm(message.handle, Deadline(SOON))
+        link.leases.stop()  # as if its process were suspended
+        taken: list[Any] = []
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: taken.append(body), connection=other
+        )
+        until(lambda: taken == ["once"], SOON)
+        assert not link.leases.confirm(message.handle, Deadline(SOON))
+        message.ack()  # which changes nothing
+        assert consumer.stop(SOON)
+        queue.delete()
 
 
 #: Owns a queue alone, and is the only one who consumes from another.

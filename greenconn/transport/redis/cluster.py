@@ -465,7 +465,7 @@ class _Parts:
         complete: called when the last of them is there.  Never switches.
 
     Attributes:
-        outcome: None, a number, or an Exception.
+        outcome: None, a number, a list, or an Exception.
     """
 
     def __init__(self, count: int, complete: Callable[[], object]) -> None:
@@ -479,7 +479,7 @@ class _Parts:
         if isinstance(outcome, Exception):
             self.outcome = outcome
         elif outcome is not None and not isinstance(self.outcome, Exception):
-            self.outcome = outcome + (self.outcome or 0)
+            self.outcome = outcome + self.outcome if self.outcome else outcome
         if not self._left:
             self._complete()
 

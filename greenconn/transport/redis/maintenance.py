@@ -610,7 +610,7 @@ class Owners:
     def renewal(self, handles: Sequence[Any] = ()) -> tuple[Any, ...]:
         """Return keys and arguments of the script that says that the link lives, and holds these."""
         commands = self._commands
-        keys = (commands.keys.owners, commands.keys.unacked_index)
+        keys = (commands.keys.owners, commands.keys.unacked_index, commands.keys.unacked)
         # The time that is counted may be behind by what lies between two looks of the sweepers.
         lasts_ms = int((commands.options.lease + self.interval) * 1000)
         return keys, commands.owner, lasts_ms, mark(), *handles

@@ -312,10 +312,11 @@ end
 """,
 )
 
-#: Tells that an owner lives; returns 0 where its lease had ended, or it is new.
+#: Tells that an owner lives.  Returns 0 where its lease had ended, or it is new, else 1; then which of
+#: the fields it holds no more, counted from 0: others have requeued them.
 #:
-#: Keys: the owners, the index.  Arguments: owner, milliseconds of its lease, the client's time, the
-#: fields it holds.
+#: Keys: the owners, the index, the held messages.  Arguments: owner, milliseconds of its lease, the
+#: client's time, the fields.
 RENEW: Final = Script(
     "renew",
     """
@@ -323,8 +324,14 @@ redis.call('ZREM', KEYS[1], '')
 local now = redis.call('ZSCORE', KEYS[1], 'clock') or 0
 local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-for at = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[at]) end
-return expiry and tonumber(expiry) > tonumber(now) and 1 or 0
+local reply = {expiry and tonumber(expiry) > tonumber(now) and 1 or 0}
+for at = 4, #ARGV do
+    if redis.call('ZADD', KEYS[2], 'XX', 'CH', ARGV[3], ARGV[at]) == 0 and
+        not redis.call('HGET', KEYS[3], ARGV[at]) then
+        reply[#reply + 1] = at - 4
+    end
+end
+return reply
 """,
 )
 

@@ -539,11 +539,14 @@ class RedisSettler:
 
         def renewed(reply: Any) -> None:
             # In the reader.
-            if commands.pipeline.lost is None:
-                is_refused = isinstance(reply, Exception)
-                if not is_refused:
-                    self._note_renewal(not reply)
-                done(reply if is_refused else None)
+            if commands.pipeline.lost is not None:
+                return
+            if isinstance(reply, Exception):
+                done(reply)
+                return
+            is_known, *lost = reply
+            self._note_renewal(not is_known)
+            done([handles[each] for each in lost])
 
         keys, *args = self._owners.renewal(handles)
         commands.post_script(RENEW, keys, *args, done=renewed)
