@@ -258,7 +258,7 @@ def test_programs_that_are_killed_leave_as_many_messages_as_rows(
     queue.declare()
     broker = connection.as_uri(include_password=True)
     try:
-        for life in range(300 if long else 4):
+        for life in range(100 if long else 4):
             program = start(
                 "-c",
                 PROGRAM,
