@@ -523,6 +523,8 @@ class RedisSettler:
             if feed is not None and feed.consumers:
                 feed.broadcast_again(delivery)
             return
+        if commands.options.ack_emulation:
+            return  # its lease has ended, so that it is back
         for key, raw in move_of(commands, SettleRequest(delivery, Settlement.REQUEUE)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
 
