@@ -365,23 +365,33 @@ def test_a_lease_that_has_ended_is_not_confirmed(
     broker_kind: Kind, connect: Callable[[], Connection], unique: str
 ) -> None:
     """A holder that asks, as the leader of a schedule does, learns that another has its message."""
+    if broker_kind.title in ("beanstalk", "SQS"):
+        pytest.skip("its server counts the lease, and may tell of its end late")
     with connect() as late, connect() as other:
         link: Any = late.default_channel.connection
         if not isinstance(link, LeasedLink) or link.settler.renewal_interval is None:
             pytest.skip("the connection holds messages, or the server counts its lease")
         queue = Queue(unique)(late.default_channel)
         queue.declare()
-        greenconn.publish(queue, "once", connection=late)
-        message: Any = queue.get()
-        assert link.leases.confirm(message.handle, Deadline(SOON))
+        for body in range(3):
+            greenconn.publish(queue, body, connection=late)
+        messages: list[Any] = [queue.get() for _ in range(3)]
+        assert all(link.leases.confirm(each.handle, Deadline(SOON)) for each in messages)
         link.leases.stop()  # as if its process were suspended
         taken: list[Any] = []
         consumer = greenconn.spawn_consumer(
             unique, lambda body, message: taken.append(body), connection=other
         )
-        until(lambda: taken == ["once"], SOON)
-        assert not link.leases.confirm(message.handle, Deadline(SOON))
-        message.ack()  # which changes nothing
+        until(lambda: len(taken) == 3, SOON)
+        confirmed = [link.leases.confirm(each.handle, Deadline(SOON)) for each in messages]
+        assert confirmed == [False] * 3, taken
+        # Which changes nothing.
+        for each, settle in zip(messages, ("ack", "requeue", "reject"), strict=True):
+            getattr(each, settle)()
+        late.flush(SOON)
+        greenconn.publish(queue, "last", connection=late)
+        until(lambda: taken[-1] == "last", SOON)
+        assert sorted(taken[:-1]) == [0, 1, 2]
         assert consumer.stop(SOON)
         queue.delete()
 

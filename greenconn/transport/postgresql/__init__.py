@@ -751,15 +751,13 @@ class PostgresStore(Store):
         return self.session.call(messages.is_held, self.session, handle)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        if self._number is None:
+        if self._number is None and not handles:
             return ()
         return self.session.call(self._renew, handles)
 
     def _renew(self, handles: Sequence[messages.Handle]) -> Sequence[messages.Handle]:
         session, number = self.session, self._number
-        assert number is not None
-        renewed = renew_links(session, [number], self.lease)
-        if not renewed:
+        if number is not None and not renew_links(session, [number], self.lease):
             if self._has_entities:
                 raise LeaseExpired
             # What it held is requeued: it goes on under another number.
