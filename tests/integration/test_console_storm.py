@@ -173,5 +173,7 @@ def test_buttons_lose_no_message(storm: Storm) -> None:
     again = sum(counts.values()) - MESSAGES
     print("handled again", again, dict(storm.kills), dict(storm.buttons))
     assert counts.keys() == set(range(MESSAGES))
-    # A message is handled again where its acknowledgement is lost, that of a copy included.
-    assert again <= PREFETCH * WORKERS * sum(storm.kills.values())
+    # A message is handled again where its acknowledgement is lost, that of a copy included; a broker
+    # that is killed has not written those of the last moment.
+    lost = PREFETCH * WORKERS * storm.kills["worker"] + MESSAGES * storm.kills["broker"]
+    assert again <= lost

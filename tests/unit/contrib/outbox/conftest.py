@@ -84,7 +84,9 @@ def of_django(folder: Path, postgresql: str | None = POSTGRESQL) -> Iterator[Box
     configure_django()
     with suppress(AttributeError):
         del connections["default"]  # that of another test, to another database
-    connections.databases["default"].update(given)
+    settings = connections.databases["default"]
+    before = dict(settings)
+    settings.update(given)
     from greenconn.contrib.outbox import django as outbox
     from greenconn.contrib.outbox.django.models import OutboxLease, OutboxMessage
 
@@ -101,6 +103,8 @@ def of_django(folder: Path, postgresql: str | None = POSTGRESQL) -> Iterator[Box
     yield Box(publish, transaction.atomic, outbox.relay, outbox.relay()._store, rows)
     connections.close_all()
     del connections["default"]
+    settings.clear()
+    settings.update(before)
 
 
 @pytest.fixture(params=[of_sqlalchemy, of_django], ids=["sqlalchemy", "django"])
