@@ -438,24 +438,31 @@ class Leases:
 
     def _note_lost(self, handles: Any) -> None:
         late = 0
+        consumers: dict[Consumer, None] = {}
         for each in self._link.held():
             # A handle may be of any kind, so that it cannot be looked up in a set.
             if each.is_held and each.handle in handles:
                 each.is_held = False
                 late += 1
+                if each.consumer is not None:
+                    consumers[each.consumer] = None
         if late:
-            self._note(late, "before it was renewed")
+            self._note(late, "before it was renewed", consumers)
 
     def note_late(self, late: int) -> None:
         """Note that so many acks came too late.  Never switches."""
         self._note(late, "before they were acknowledged")
 
-    def _note(self, late: int, when: str) -> None:
+    def _note(self, late: int, when: str, consumers: Iterable[Consumer] = ()) -> None:
         self.lost += late
-        spawn("lease-lost", self._call_handlers, late, when)
+        spawn("lease-lost", self._call_handlers, late, when, consumers)
 
-    def _call_handlers(self, late: int, when: str) -> None:
+    def _call_handlers(self, late: int, when: str, consumers: Iterable[Consumer]) -> None:
         link = self._link
+        # Others handle them, and later ones: a handler that began with one now would be behind.
+        for consumer in consumers:
+            if consumer.sink is not None:
+                consumer.sink.requeue_unseen()
         logger.warning(
             "%s: the lease (%g s) of %d messages expired %s, as the process was stopped or busy "
             "for longer, so they are redelivered (lease_lost)",

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
@@ -393,6 +394,51 @@ def test_a_lease_that_has_ended_is_not_confirmed(
         until(lambda: taken[-1] == "last", SOON)
         assert sorted(taken[:-1]) == [0, 1, 2]
         assert consumer.stop(SOON)
+        queue.delete()
+
+
+@needs(Can.PROCESSES)
+@pytest.mark.sampled(4)
+def test_no_handler_begins_with_what_others_have_taken(
+    broker_kind: Kind, connect: Callable[[], Connection], unique: str
+) -> None:
+    """A process goes on that was suspended: what it had received is stale."""
+    if broker_kind.title in ("beanstalk", "SQS"):
+        pytest.skip("its server counts the lease, and may tell of its end late")
+    with connect() as late, connect() as other:
+        link: Any = late.default_channel.connection
+        if not isinstance(link, LeasedLink) or link.settler.renewal_interval is None:
+            pytest.skip("the connection holds messages")
+        queue = Queue(unique)(late.default_channel)
+        queue.declare()
+        lost: list[int] = []
+        late.default_channel.events["lease_lost"].add(lost.append)
+        begun: list[Any] = []
+        goes_on = Event()
+
+        def handle(body: Any, message: Any) -> None:
+            begun.append(body)
+            goes_on.wait(SOON)
+
+        suspended = greenconn.spawn_consumer(unique, handle, connection=late, prefetch_count=3)
+        assert suspended.wait_ready(SOON)
+        for body in range(3):
+            greenconn.publish(queue, body, connection=late)
+        until(lambda: suspended.stats()["received"] == 3, SOON)
+        link.leases.stop()  # as if its process were suspended
+        taken: list[Any] = []
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: taken.append(body), connection=other
+        )
+        until(lambda: sorted(taken) == [0, 1, 2], SOON)
+        link.leases.renew()
+        until(lambda: lost == [3] or link.lost is not None, SOON)
+        goes_on.set()
+        until(lambda: suspended.stats()["handled"] == 1, SOON)
+        assert begun == [0]
+        assert suspended.stop(SOON)
+        assert consumer.stop(SOON)
+        assert sorted(taken) == [0, 1, 2]
         queue.delete()
 
 
