@@ -72,18 +72,25 @@ def test_an_opening_that_fails_leaves_nothing(connect: Opener, fake_broker: Fake
 
 
 def test_a_store_that_opens_when_its_link_has_ended_is_dropped(fake_broker: FakeBroker) -> None:
-    opening = Event()
+    begun, opening = Event(), Event()
 
     def open_late(method: str, argument: Any) -> None:
         if method == "open":
+            begun.set()
             with suppress(GreenletExit):  # the reply is there before the kill
                 Event().wait()
             opening.set()
 
+    def connect() -> None:
+        with pytest.raises(TimeoutError, match="the caller's"):
+            transport.establish_connection(Deadline(30))
+
     fake_broker.before = open_late
     transport = FakeTransport(TinyClient("fake:///late"), fake_broker)
-    with pytest.raises(TimeoutError):
-        transport.establish_connection(Deadline(0.02))
+    caller = gevent.spawn(connect)
+    assert begun.wait(10)
+    caller.kill(TimeoutError("the caller's"))
+    caller.get()
     assert opening.wait(10)
     assert not transport.made[0].is_open
     assert fake_broker.stores == []
