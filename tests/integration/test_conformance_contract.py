@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
@@ -360,20 +360,30 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
             connection.default_channel.exchange_delete(f"{unique}-x")
 
 
+@pytest.fixture
+def late(broker_kind: Kind, connect: Callable[[], Connection], unique: str) -> Iterator[Connection]:
+    """A connection whose messages have leases that are renewed, with a queue of the test's name."""
+    if broker_kind.title in ("beanstalk", "SQS"):
+        pytest.skip("its server counts the lease, and may tell of its end late")
+    with connect() as connection:
+        link = connection.default_channel.connection
+        if not isinstance(link, LeasedLink) or link.settler.renewal_interval is None:
+            pytest.skip("the connection holds messages")
+        queue = Queue(unique)(connection.default_channel)
+        queue.declare()
+        yield connection
+        queue.delete()
+
+
 @needs(Can.PROCESSES)
 @pytest.mark.sampled(4)
 def test_a_lease_that_has_ended_is_not_confirmed(
-    broker_kind: Kind, connect: Callable[[], Connection], unique: str
+    late: Connection, connect: Callable[[], Connection], unique: str
 ) -> None:
     """A holder that asks, as the leader of a schedule does, learns that another has its message."""
-    if broker_kind.title in ("beanstalk", "SQS"):
-        pytest.skip("its server counts the lease, and may tell of its end late")
-    with connect() as late, connect() as other:
-        link: Any = late.default_channel.connection
-        if not isinstance(link, LeasedLink) or link.settler.renewal_interval is None:
-            pytest.skip("the connection holds messages, or the server counts its lease")
-        queue = Queue(unique)(late.default_channel)
-        queue.declare()
+    link: Any = late.default_channel.connection
+    queue = Queue(unique)(late.default_channel)
+    with connect() as other:
         for body in range(3):
             greenconn.publish(queue, body, connection=late)
         messages: list[Any] = [queue.get() for _ in range(3)]
@@ -394,23 +404,16 @@ def test_a_lease_that_has_ended_is_not_confirmed(
         until(lambda: taken[-1] == "last", SOON)
         assert sorted(taken[:-1]) == [0, 1, 2]
         assert consumer.stop(SOON)
-        queue.delete()
 
 
 @needs(Can.PROCESSES)
 @pytest.mark.sampled(4)
 def test_no_handler_begins_with_what_others_have_taken(
-    broker_kind: Kind, connect: Callable[[], Connection], unique: str
+    late: Connection, connect: Callable[[], Connection], unique: str
 ) -> None:
     """A process goes on that was suspended: what it had received is stale."""
-    if broker_kind.title in ("beanstalk", "SQS"):
-        pytest.skip("its server counts the lease, and may tell of its end late")
-    with connect() as late, connect() as other:
-        link: Any = late.default_channel.connection
-        if not isinstance(link, LeasedLink) or link.settler.renewal_interval is None:
-            pytest.skip("the connection holds messages")
-        queue = Queue(unique)(late.default_channel)
-        queue.declare()
+    link: Any = late.default_channel.connection
+    with connect() as other:
         lost: list[int] = []
         late.default_channel.events["lease_lost"].add(lost.append)
         begun: list[Any] = []
@@ -423,7 +426,7 @@ def test_no_handler_begins_with_what_others_have_taken(
         suspended = greenconn.spawn_consumer(unique, handle, connection=late, prefetch_count=3)
         assert suspended.wait_ready(SOON)
         for body in range(3):
-            greenconn.publish(queue, body, connection=late)
+            greenconn.publish(unique, body, connection=late)
         until(lambda: suspended.stats()["received"] == 3, SOON)
         link.leases.stop()  # as if its process were suspended
         taken: list[Any] = []
@@ -439,7 +442,6 @@ def test_no_handler_begins_with_what_others_have_taken(
         assert suspended.stop(SOON)
         assert consumer.stop(SOON)
         assert sorted(taken) == [0, 1, 2]
-        queue.delete()
 
 
 #: Owns a queue alone, and is the only one who consumes from another.
