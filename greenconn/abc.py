@@ -47,7 +47,8 @@ class Sink(Protocol):
         """Requeue the deliveries that no handler has begun.  May switch.
 
         Called by who closes the channel or its connection, once the broker sends no more, where the
-        broker counts what a channel leaves unacknowledged as delivered.
+        broker counts what a channel leaves unacknowledged as delivered; and when the leases of some
+        have ended, so that others handle them.
         """
         ...
 

@@ -590,7 +590,7 @@ class ConsumerLifecycle:
             self.handling.requeue(message, has_begun=has_begun)
 
     def requeue_of(self, channel: Channel) -> None:
-        """Requeue what came on *channel*, which the program is about to close.  May switch."""
+        """Requeue what came on *channel* and no handler runs with.  May switch."""
         for message, has_begun in self.dispatcher.drop(channel):
             self.handling.requeue(message, has_begun=has_begun)
 

@@ -124,7 +124,7 @@ class Sink:
             self._owner.on_lost(self, exc)
 
     def requeue_unseen(self) -> None:
-        """Put back what no handler has begun with.  Called by who closes the channel.  May switch."""
+        """Put back what no handler has begun with, see :class:`greenconn.abc.Sink`.  May switch."""
         self._owner.requeue_unseen(self)
 
 
@@ -422,7 +422,7 @@ class Subscription:
             self.tag = self._new_tag()
 
     def requeue_unseen(self, sink: Sink) -> None:
-        """Put back what no handler has begun with, before its channel is closed.  May switch."""
+        """Put back what no handler has begun with.  May switch."""
         if sink is self._sink:
             self._consumer.requeue_of(sink.channel)
 
