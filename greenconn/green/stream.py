@@ -333,7 +333,10 @@ RECEIVE: Final = 128 * 1024
 #: Seconds that a thread at its end blocks at least.
 STEP: Final = 0.001
 
-#: Pieces of a large body that are received before the hub has a turn.
+#: Bytes of large bodies that are received before the hub has a turn.  Who takes a body then frees its
+#: memory for the next one: new memory from the kernel would cost several times what the receive does.
+TURN: Final = 1 << 20
+#: Receives, at most, of who catches up.
 AT_ONCE: Final = 8
 #: Seconds: who has received something that recently need not look whether the peer has ended it, which
 #: costs a call of the kernel: a caller of RPC would, for each request.
@@ -567,15 +570,17 @@ class Stream:
     def _read(self) -> None:
         """Receive, parse and hand over, as the reader."""
         switch_to_hub = self._hub.switch
-        filled = 0  # pieces that filled their room, one after the other
+        is_more = False
+        turn = 0  # bytes that had been received when the hub had its last one
         self.resume()
         try:
             while self._state is not _CLOSED:
-                if not filled % AT_ONCE or self._state is not _READING:
+                if not is_more or self.received - turn >= TURN or self._state is not _READING:
                     switch_to_hub()  # until the watcher finds the socket readable, or it is closed
                     if self._state is _CLOSED:
                         break
-                filled = filled + 1 if self._receive() else 0
+                    turn = self.received
+                is_more = self._receive()
         except Exception as exc:
             self._end(exc)
 

@@ -7,12 +7,14 @@ properties or the body of a message decodes them then.
 
 The bytes of large body frames are copied once on their way to the body.  What is received into fresh
 memory costs more in page faults than in copying: a body of a MiB would take 500 of them.  So such a
-frame is received into blocks that are used again.
+frame is received into blocks that are used again, and together with those that follow it: brokers send
+a body in frames of one size, so where each begins is known before it comes.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable, Container
 from struct import Struct
 from typing import Any, Final, TypeAlias
@@ -74,10 +76,12 @@ LARGE: Final = 64 * 1024
 #: Bytes of a block: the payload of the largest frame at AMQP's usual limit, and of no frame more than
 #: twice what its peer has announced.
 BLOCK: Final = 128 * 1024
-#: Blocks that are kept for the next body.
-KEPT: Final = 8
+#: Blocks that are kept for the next body, and frames for which there is room at once: those of a MiB.
+KEPT: Final = 9
 #: The end of a frame, and the head of the next one.
 TAIL: Final = 8
+#: Bytes received at once between large bodies: enough for a method and the properties of a message.
+LEAD: Final = 4096
 
 
 class BlockPool:
@@ -104,9 +108,7 @@ class BlockPool:
 
 
 class LargeFrame:
-    """A body frame that is coming.
-
-    A peer gets the memory for what it has sent and one block more, whatever it announces.
+    """A body frame that is coming, or that will follow it.
 
     Arguments:
         channel: its number.
@@ -116,6 +118,7 @@ class LargeFrame:
     Attributes:
         missing: bytes that have not come.
         blocks: what they are in, each full but the last.
+        tail: what came behind the payload.
     """
 
     def __init__(self, channel: int, size: int, source: BlockPool) -> None:
@@ -123,8 +126,8 @@ class LargeFrame:
         self.size = size
         self.missing = size
         self.blocks: list[bytearray] = []
+        self.tail = bytearray(TAIL)
         self._source = source
-        self._tail = bytearray(TAIL)
         self._begin_block()
 
     def _begin_block(self) -> None:
@@ -136,13 +139,17 @@ class LargeFrame:
     def room(self) -> list[memoryview | bytearray]:
         """Buffers for the next bytes: a block, and if the frame ends there the tail behind it."""
         view = self._view[self._at : self._at + self.missing]
-        return [view, self._tail] if len(view) == self.missing else [view]
+        return [view, self.tail] if len(view) == self.missing else [view]
 
-    def fill(self, count: int) -> bytes:
-        """Note that *count* bytes were put into ``room``; return those that are in the tail."""
+    def fill(self, count: int) -> int:
+        """Note that *count* bytes were put where there was room; return how many are no payload."""
         taken = min(count, self.missing)
         self._advance(taken)
-        return bytes(self._tail[: count - taken])
+        return count - taken
+
+    def leads_to(self, following: LargeFrame) -> bool:
+        """Return whether the tail, which is full, is the end of this and the head of *following*."""
+        return self.tail == _body_start.pack(0xCE, BODY, following.channel, following.size)
 
     def put(self, data: memoryview) -> int:
         """Take bytes from the beginning of *data*; return how many."""
@@ -208,9 +215,11 @@ class FrameParser:
         self._have = 0
         self._need = 8
         self._partial: dict[int, _Content] = {}
-        #: The large body frame that is coming.
+        #: The large body frame that is coming, and those that are expected behind it.
         self._frame: LargeFrame | None = None
+        self._following: deque[LargeFrame] = deque()
         self._blocks = BlockPool()
+        self._lead = bytearray()
         self._began = False
 
     def feed(self, data: bytes) -> list[Method]:
@@ -232,14 +241,63 @@ class FrameParser:
     def room(self) -> list[memoryview | bytearray] | None:
         """Buffers to receive into, one after the other; None while ``feed`` is to get what comes.
 
-        For a large body: what is received there is not copied until the body is whole.
+        For a large body: what is received there is not copied until the body is whole.  A peer gets
+        memory for what it has sent and :data:`KEPT` blocks more, whatever it announces.  Between large
+        bodies there is little room, as what is received behind the head of a frame is copied.
         """
-        return None if self._frame is None else self._frame.room()
+        frame = self._frame
+        if frame is None:
+            if not self._blocks.free:
+                return None
+            self._lead = self._lead or bytearray(LEAD)
+            return [self._lead]
+        if frame.size <= BLOCK and not self._following:
+            self._expect_following(frame)
+        buffers = frame.room()
+        for each in self._following:
+            buffers += each.room()
+        return buffers
+
+    def _expect_following(self, frame: LargeFrame) -> None:
+        """Make room for the frames behind *frame*, all of its size but the last one."""
+        content = self._partial[frame.channel]
+        left = content.missing - frame.size
+        while content.is_kept and left and len(self._following) + 1 < KEPT:
+            size = min(left, frame.size)
+            self._following.append(LargeFrame(frame.channel, size, self._blocks))
+            left -= size
 
     def filled(self, count: int) -> list[Method]:
         """Take *count* bytes that were received into ``room``; otherwise the same as ``feed``."""
-        assert self._frame is not None
-        return self._end_frame(self._frame.fill(count))
+        frame = self._frame
+        if frame is None:
+            return self.feed(bytes(self._lead[:count]))
+        following = self._following
+        count = frame.fill(count)
+        while count >= TAIL and following and frame.leads_to(following[0]):
+            self._add(frame)
+            self._frame = frame = following.popleft()
+            count = frame.fill(count - TAIL)
+        return self._end_frame(self._behind(frame, count)) if count else []
+
+    def _behind(self, frame: LargeFrame, count: int) -> bytes:
+        """Return *count* bytes that came behind the payload of *frame* and are not what was expected."""
+        behind = bytes(frame.tail[:count])
+        for each in self._following:
+            for buffer in each.room():
+                behind += buffer[: count - len(behind)]
+        return behind
+
+    def _add(self, frame: LargeFrame) -> _Content:
+        """Take the payload of *frame*, which is whole; return what it is a part of."""
+        content = self._partial[frame.channel]
+        if content.is_kept:
+            content.chunks += frame.pieces()
+            content.blocks += frame.blocks
+        else:
+            self._blocks.release(frame.blocks)
+        content.missing -= frame.size
+        return content
 
     def _end_frame(self, data: bytes) -> list[Method]:
         """Go on with what came behind the payload of the large frame; there may be none."""
@@ -249,13 +307,9 @@ class FrameParser:
         if data[0] != 0xCE:
             raise _no_end()
         self._frame = None
-        content = self._partial[frame.channel]
-        if content.is_kept:
-            content.chunks += frame.pieces()
-            content.blocks += frame.blocks
-        else:
-            self._blocks.release(frame.blocks)
-        content.missing -= frame.size
+        content = self._add(frame)
+        while self._following:
+            self._blocks.release(self._following.popleft().blocks)
         methods = [] if content.missing else [self._whole(frame.channel, content)]
         if len(data) > 1:
             self._need = 7  # enough to see whether one more such frame comes

@@ -194,6 +194,33 @@ def test_a_busy_stream_receives_at_least_64_kib_at_once(wire: Wire, has_room: bo
     stream.close()
 
 
+def test_others_have_their_turn_while_large_pieces_come(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, turn = 1000, 5000
+    monkeypatch.setattr("greenconn.green.stream.TURN", turn)
+    without_turn = [0]  # bytes, since another greenlet ran
+
+    class Endless(OwnBuffers):
+        def filled(self, count: int) -> None:
+            super().filled(count)
+            without_turn[-1] += count
+            wire.theirs.send(bytes(size))
+            arrived(reading)
+
+    buffers = Endless(size - 2)
+    buffers.has_begun = True
+    lost: list[BaseException] = []
+    reading = Stream(wire.take(), lambda data: None, lost.append, "peer", None, buffers)
+    wire.theirs.send(bytes(size))
+    while len(buffers.taken) < 10 * turn:
+        without_turn.append(0)
+        yield_to_hub()
+    assert max(without_turn) == turn
+    assert not lost
+    reading.close()
+
+
 def test_a_part_goes_where_its_owner_wants_it(wire: Wire) -> None:
     buffers = OwnBuffers(3)
     pieces: list[bytes] = []

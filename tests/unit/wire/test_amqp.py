@@ -20,6 +20,8 @@ from greenconn.wire.amqp import (
     BASIC_RETURN,
     BODY_LIMIT,
     BODY_SKIPPED,
+    LEAD,
+    TAIL,
     FrameParser,
     Method,
     _take_whole,
@@ -634,25 +636,30 @@ def test_bodies_of_channels_that_are_not_open_are_dropped() -> None:
     assert (other_ids, other_payload, other_head, other) == (ids(DELIVER), b"", b"", b"")
 
 
+def rooms(parser: FrameParser) -> list[int]:
+    """Return the bytes for which there is room, buffer by buffer."""
+    return [len(each) for each in parser.room() or ()]
+
+
 def test_a_large_frame_is_known_by_its_head() -> None:
     size = 100_000
     parser = FrameParser()
     begin = method_frame(1, DELIVER) + header(1, 3 * size)
     part = pack(">BHI", 3, 1, size)
     assert parser.feed(begin + part[:6]) == []
-    assert parser.room() is None
+    assert rooms(parser) == []
     assert parser.feed(part[6:] + bytes(1)) == []
-    assert parser.room() is not None
+    assert rooms(parser) == [size - 1, TAIL, size, TAIL, size, TAIL]
     # And the next one behind it, as soon as its head is whole.
     assert parser.feed(bytes(size - 1) + b"\xce" + part) == []
-    assert parser.room() is not None
+    assert rooms(parser) == [size, TAIL, size, TAIL]
     assert parser.feed(bytes(size) + b"\xce" + part[:4]) == []
-    assert parser.room() is None
+    assert rooms(parser) == [LEAD]
     assert parser.feed(part[4:]) == []
-    assert parser.room() is not None
+    assert rooms(parser) == [size, TAIL]
     ((*_, body),) = parser.feed(bytes(size) + b"\xce")
     assert body == bytes(3 * size)
-    assert parser.room() is None
+    assert rooms(parser) == [LEAD]
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
@@ -666,7 +673,7 @@ def test_a_large_frame_has_the_limits_of_all_frames(extra: int) -> None:
             parser.feed(part + b"x")
         return
     parser.feed(part + b"x")
-    assert parser.room() is not None
+    assert rooms(parser)[:2] == [size - 1, TAIL]
 
 
 def test_a_large_frame_may_not_be_longer_than_its_body() -> None:
