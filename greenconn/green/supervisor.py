@@ -353,7 +353,7 @@ class HandlerHistory:
     Before a call::
 
         if HANDLERS.handler is not handler:
-            HANDLERS.change(handler)
+            HANDLERS.change(handler, name_of(handler))
 
     Attributes:
         handler: the handler, or None if none was called.
@@ -361,17 +361,22 @@ class HandlerHistory:
 
     def __init__(self) -> None:
         self.handler: Callable[..., Any] | None = None
+        self._name = ""
         self._since = 0.0
         self._told_until = 0.0
         #: Name, beginning and end.  Names, since a handler may hold much and be gone.
         self._periods: deque[tuple[str, float, float]] = deque(maxlen=REMEMBERED)
 
-    def change(self, handler: Callable[..., Any]) -> None:
-        """Note that *handler* is called from now on."""
+    def change(self, handler: Callable[..., Any], name: str) -> None:
+        """Note that *handler* is called from now on.
+
+        Arguments:
+            name: what :func:`name_of` returns for it; many handlers in turn need it for each message.
+        """
         now = monotonic()
         if self.handler is not None:
-            self._periods.append((name_of(self.handler), self._since, now))
-        self.handler = handler
+            self._periods.append((self._name, self._since, now))
+        self.handler, self._name = handler, name
         self._since = now
 
     def shares_within(self, start: float, end: float) -> dict[str, float]:
@@ -383,7 +388,7 @@ class HandlerHistory:
         shares: dict[str, float] = {}
         periods = list(self._periods)
         if self.handler is not None:
-            periods.append((name_of(self.handler), self._since, end))
+            periods.append((self._name, self._since, end))
         for name, began, ended in periods:
             share = min(ended, end) - max(began, start)
             if share > 0.0:

@@ -548,7 +548,7 @@ class Consumer:
             )
         for callback in self.callbacks:
             if HANDLERS.handler is not callback:
-                HANDLERS.change(callback)
+                HANDLERS.change(callback, name_of(callback))
             result = callback(body, message)
             if result is not None:
                 check_has_run("a callback", result)
@@ -593,7 +593,7 @@ class Consumer:
                 check_has_run("receive", result)
             return result
         if HANDLERS.handler != on_message:  # a bound method is a new object each time
-            HANDLERS.change(on_message)
+            HANDLERS.change(on_message, name_of(on_message))
         result = on_message(message) if run is None else run(on_message, message)
         if result is not None:
             check_has_run("on_message", result)

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Container
 from contextlib import suppress
 from contextvars import Context
+from sys import intern
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Timeout, sleep
@@ -123,6 +124,7 @@ class Handling:
         "_context",
         "_convert",
         "_failed_messages",
+        "_full_name",
         "_handler",
         "_has_logged_kill",
         "_is_counted",
@@ -151,6 +153,8 @@ class Handling:
         self._consumer = consumer
         self._options = options
         self._handler = options.handler
+        #: Of the handler, with its module; many consumers may have the same one.
+        self._full_name = intern(name_of(options.handler))
         self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
         self._convert = options.convert
         self._on_error = options.on_error
@@ -379,7 +383,7 @@ class Handling:
 
     def _call(self, body: Any, message: Message | list[Message]) -> None:
         if HANDLERS.handler is not self._handler:
-            HANDLERS.change(self._handler)
+            HANDLERS.change(self._handler, self._full_name)
         handler = self._handler
         if LISTENERS.handling is not None:
             handler = self._call_observed
@@ -407,9 +411,9 @@ class Handling:
         self, observers: Observers[DeliverEvent], messages: list[Message]
     ) -> Observation[DeliverEvent]:
         """Notify the listeners that *messages* are about to be handled.  Never switches."""
-        first, name = messages[0], name_of(self._handler)
+        first = messages[0]
         url, queue = url_of(first.channel), self._consumer.queue_of(first)
-        return observers.begin(DeliverEvent(url, queue, tuple(messages), name))
+        return observers.begin(DeliverEvent(url, queue, tuple(messages), self._full_name))
 
     # Failing
 

@@ -18,7 +18,7 @@ import greenconn
 from greenconn import Connection, Consumer, Producer, Queue
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.supervisor import HANDLERS
+from greenconn.green.supervisor import HANDLERS, name_of
 from greenconn.transport import base, memory
 from greenconn.transport.base import Link
 from tests.brokers.redis_server import RedisServer
@@ -49,7 +49,7 @@ def _open_links() -> list[Link]:
 def assert_closed(before: set[int]) -> None:
     """Wait until no link is open but those *before*."""
     # The last handler that was called is remembered, and with it what that refers to.
-    HANDLERS.change(yield_to_hub)
+    HANDLERS.change(yield_to_hub, name_of(yield_to_hub))
     until = monotonic() + SOON
     while {id(each) for each in _open_links()} - before and monotonic() < until:
         gevent.sleep(0.01)

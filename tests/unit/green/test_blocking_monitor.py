@@ -10,7 +10,7 @@ import pytest
 
 from greenconn.green import supervisor
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.supervisor import HandlerHistory, log_blocked
+from greenconn.green.supervisor import HandlerHistory, log_blocked, name_of
 from greenconn.listeners import LISTENERS, HubBlockedEvent, Listener
 
 
@@ -34,7 +34,7 @@ def test_the_handler_that_had_most_of_a_time_is_named(monkeypatch: Any) -> None:
     assert noted.name_within(0.0, 100.0) is None
     for at, handler in ((1.0, first), (2.0, second), (7.0, first), (8.0, second)):
         clock.now = at
-        noted.change(handler)
+        noted.change(handler, name_of(handler))
     assert noted.handler is second
     module = __name__
     assert noted.name_within(0.0, 2.0) == f"{module}.first"
@@ -71,7 +71,7 @@ def test_listeners_learn_once_that_the_hub_was_blocked(
     noted = HandlerHistory()
     for at, handler in ((1.0, first), (2.0, second)):
         clock.now = at
-        noted.change(handler)
+        noted.change(handler, name_of(handler))
     noted.tell_blocked(1.5, 4.0)
     noted.tell_blocked(1.0, 4.1)  # another connection notices the same
     noted.tell_blocked(4.0, 6.0)  # it was blocked again at once
@@ -93,7 +93,7 @@ def test_the_log_names_the_handler_that_blocked_the_hub(
     for at, handler in ((8.0, first), (11.4, second)):
         clock.now = at
         if is_known:
-            noted.change(handler)
+            noted.change(handler, name_of(handler))
     clock.now = 13.0
     log_blocked(logging.getLogger("greenconn.test"), "amqp://broker", 2.5, 1.0)
     assert not caplog.records  # a log handler may switch: not in the hub

@@ -12,7 +12,7 @@ from gevent.monkey import get_original
 
 import greenconn
 from greenconn.green import supervisor
-from greenconn.green.supervisor import HandlerHistory
+from greenconn.green.supervisor import HandlerHistory, name_of
 from greenconn.testing import MemoryBroker
 from greenconn.worker import dispatch
 from greenconn.worker.dispatch import SAMPLING_INTERVAL, WorkerPool
@@ -110,7 +110,7 @@ def test_only_a_late_sample_is_a_block(
     monitor.watch(print, 0.5, "q")
     monitor.start()
     try:
-        noted.change(print)
+        noted.change(print, name_of(print))
         for _ in range(20):  # it waits, and the hub turns
             now += SAMPLING_INTERVAL
             monitor._sample()
@@ -119,7 +119,7 @@ def test_only_a_late_sample_is_a_block(
         gevent.sleep(0)
         assert not lines(caplog)
         now += 1.0
-        noted.change(len)
+        noted.change(len, name_of(len))
         now += 0.2
         monitor._sample()
         gevent.sleep(0)
