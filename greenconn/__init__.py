@@ -165,10 +165,12 @@ if not TYPE_CHECKING:  # or a type checker would let any name pass
 
     def __getattr__(name: str) -> Any:
         if name in _SUBMODULES:
-            return import_module(f"greenconn.{_SUBMODULES[name]}")
-        if name not in _MODULES:
+            value: Any = import_module(f"greenconn.{_SUBMODULES[name]}")
+        elif name in _MODULES:
+            value = getattr(import_module(f"greenconn.{_MODULES[name]}"), name)
+        else:
             raise AttributeError(f"module 'greenconn' has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"greenconn.{_MODULES[name]}"), name)
+        globals()[name] = value  # or greenconn.rpc would be imported again for each call
         return value
 
     def __dir__() -> list[str]:

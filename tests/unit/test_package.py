@@ -150,3 +150,8 @@ def test_importing_all_names_starts_nothing_and_patches_nothing() -> None:
         "[o for o in gc.get_objects() if issubclass(type(o), Greenlet)])\n"
     )
     assert said.strip() == "1 {} []"
+
+
+def test_a_module_is_looked_up_once() -> None:
+    program = "import greenconn; greenconn.rpc; print('rpc' in vars(greenconn))"
+    assert run(program).strip() == "True"
