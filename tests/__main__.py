@@ -166,7 +166,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="what takes too long for each change, all of it or the named steps of "
         + ", ".join(nightly.STEPS),
     )
-    add("--long", action="store_true", help="the full sizes of the requirements")
+    add(
+        "--long", action="store_true", help="only what has a full size, in that of the requirements"
+    )
     add("--seed", type=int, help="the order of the tests; printed by each run")
     add(
         "--processes",

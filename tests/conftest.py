@@ -70,7 +70,7 @@ _durations: list[tuple[str, float, float]] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--long``, ``--full``, ``--full-once`` and ``--once``."""
     parser.addoption(
-        "--long", action="store_true", help="run the tests in the full size of the requirements"
+        "--long", action="store_true", help="run what has a full size, in that of the requirements"
     )
     parser.addoption("--full", action="store_true", help="run also what only the nightly run needs")
     parser.addoption(
@@ -117,7 +117,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is not this process's, and what is marked ``full`` or ``long`` without that option.
 
-    A test that takes the fixture ``long`` has a short size too, so it runs always.
+    A test that takes the fixture ``long`` has a short size too, so it runs always.  ``--long`` leaves
+    out those that have one size.
     """
     if (mine := config.stash[share]) is not None:  # files that were named are read all the same
         has = mine.has
@@ -130,6 +131,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             chosen = _samples(items, config.getoption("randomly_seed"))
             _select(config, items, lambda item: item.nodeid in chosen)
     if config.getoption("--long"):
+        _select(config, items, _has_full_size)
         return
     skip = pytest.mark.skip(reason="runs only with --long")
     for item in items:
@@ -148,6 +150,13 @@ def _select(
         (wanted if is_wanted(item) else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = wanted
+
+
+def _has_full_size(item: pytest.Item) -> bool:
+    """Return whether a test is larger with ``--long``."""
+    is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    asks = "long" in getattr(item, "fixturenames", ())
+    return is_property or asks or item.get_closest_marker("long") is not None
 
 
 def _is_due(config: pytest.Config, item: pytest.Item) -> bool:

@@ -37,18 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(params=list(KINDS))
-def broker_kind(request: pytest.FixtureRequest, long: bool, patched: bool) -> Kind:
-    """Each transport in turn, as far as it can what the test needs.
-
-    With stand-ins that are slow the patched process runs the tests of the table, the other one all.
-    """
-    return able(KINDS[request.param], request, long, patched)
+def broker_kind(request: pytest.FixtureRequest) -> Kind:
+    """Each transport in turn, as far as it can what the test needs."""
+    return able(KINDS[request.param], request)
 
 
-def able(kind: Kind, request: pytest.FixtureRequest, long: bool, patched: bool) -> Kind:
+def able(kind: Kind, request: pytest.FixtureRequest) -> Kind:
     """Return *kind* if it can what the test needs; else the test is skipped."""
-    if kind.is_slow and patched and not long and request.node.originalname not in _SHOWN:
-        pytest.skip(f"the stand-in for {kind.title} is slow: patched with --long")
     for capability, tests in kind.otherwise.items():
         if request.node.originalname in tests:
             pytest.skip(f"{kind.title} lacks {capability}, by kombu's design")
@@ -70,9 +65,9 @@ def kind_url(request: pytest.FixtureRequest, broker_kind: Kind, unique: str) -> 
 
 
 @pytest.fixture(params=[*KINDS, *EXAMPLES, *HOOKED])
-def side(request: pytest.FixtureRequest, unique: str, long: bool, patched: bool) -> Iterator[Side]:
+def side(request: pytest.FixtureRequest, unique: str) -> Iterator[Side]:
     """Each channel in turn, below the connection: the transports, and those over kombu's hooks."""
-    kind = able({**KINDS, **EXAMPLES, **HOOKED}[request.param], request, long, patched)
+    kind = able({**KINDS, **EXAMPLES, **HOOKED}[request.param], request)
     made = kind.side(request.getfixturevalue(kind.url) if kind.url else "", unique)
     try:
         yield made

@@ -85,9 +85,9 @@ gevent.sleep(1000)
 
 
 @pytest.fixture(params=[name for name, kind in KINDS.items() if kind.url and name != "amqp"])
-def broker_kind(request: pytest.FixtureRequest, long: bool, patched: bool) -> Kind:
+def broker_kind(request: pytest.FixtureRequest) -> Kind:
     """Each store in turn that is outside of this process."""
-    return able(KINDS[request.param], request, long, patched)
+    return able(KINDS[request.param], request)
 
 
 @pytest.fixture
