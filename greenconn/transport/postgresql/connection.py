@@ -561,7 +561,9 @@ class Session:
             statement: it writes ``greenconn.`` for the schema.
         """
         cursor = self._run(statement, values)
-        return [] if cursor.description is None else cursor.fetchall()
+        result = cursor.pgresult
+        # Not by the description, which is made of an object for each column.
+        return cursor.fetchall() if result is not None and result.nfields else []
 
     def change(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Run one statement, and return the number of rows that it has changed.  As :meth:`fetch`."""
