@@ -20,7 +20,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from gevent import get_hub, getcurrent
+from gevent import get_hub, getcurrent, sleep
 
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import Envelope, check_headers, copied, encoded, prepared
@@ -649,6 +649,8 @@ class PutBatcher:
         self._link = link
         self._pending: deque[tuple[Completion, Entry]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()
+        #: Those of them that have nothing to store, for now.
+        self._lingering = 0
         #: What is being stored, one list for each greenlet.
         self._batches: list[list[tuple[Completion, Entry]]] = []
 
@@ -658,13 +660,14 @@ class PutBatcher:
             done = CopyOutcomes(len(entries), done)
         for entry in entries:
             self._pending.append((done, entry))
-        if len(self._greenlets) < self._link.store.put_calls:
+        is_awaited = len(self._pending) <= self._lingering
+        if not is_awaited and len(self._greenlets) < self._link.store.put_calls:
             self._greenlets.add(spawn("put", self._run))
 
     @property
     def is_busy(self) -> bool:
         """Whether something is not stored yet."""
-        return bool(self._greenlets)
+        return bool(self._pending or self._batches)
 
     def stop(self, exc: BaseException) -> None:
         """Stop, as the link has ended: no message is stored any more.  Never switches."""
@@ -694,12 +697,24 @@ class PutBatcher:
 
     def _run(self) -> None:
         try:
-            while self._pending:
+            while self._pending or self._is_continued():
                 batch = self._take()
                 if batch:
                     self._store(batch)
         finally:
             self._greenlets.discard(getcurrent())
+
+    def _is_continued(self) -> bool:
+        """Return whether there is more once those have run who waited for what is stored now.
+
+        One greenlet that publishes in a row needs no new greenlet for each message.
+        """
+        self._lingering += 1
+        try:
+            sleep(0)
+        finally:
+            self._lingering -= 1
+        return bool(self._pending)
 
     def _store(self, batch: list[tuple[Completion, Entry]]) -> None:
         link = self._link
