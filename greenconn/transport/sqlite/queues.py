@@ -37,6 +37,8 @@ APPLICATION_ID: Final = 0x67634E4E
 
 #: Of the tables (``PRAGMA user_version``).
 VERSION: Final = 1
+#: The number of a message that is gone may be another one's: who means a message names its claim, too.
+#: (AUTOINCREMENT would write a page more for each publish.)
 SCHEMA: Final = """
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,7 +49,7 @@ CREATE TABLE queues (
     idle_until REAL
 );
 CREATE TABLE messages (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL,
     state INTEGER NOT NULL,
     priority INTEGER NOT NULL,
