@@ -33,7 +33,8 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "thirdparty": (PYTHON, "-m", "tests.quality.thirdparty"),
     "latency": (PYTHON, "-m", "tests.quality.latency", "--full"),
-    "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
+    # One process of each kind: in full size a test loads the machine by itself.
+    "long": (PYTHON, "-m", "tests", "--long", "--full-once", "--processes", "1"),
 }
 #: Closing line of a run of the tests.
 _COUNTS: Final = re.compile(r"^(?:\w+: +)?(\d+ passed, \d+ failed.*)$", re.MULTILINE)
