@@ -173,6 +173,7 @@ def test_the_benchmark_of_bloat_runs(postgresql_database: str) -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no earlier revision")
 def test_the_trend_is_measured_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")  # of the group for benchmarks
     history, chart = tmp_path / "trend.jsonl", tmp_path / "trend.svg"
     for _ in range(2):
         done = run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import greenconn
 from greenconn import Connection, Consumer, Queue
 from greenconn.exceptions import KombuError
 from greenconn.mixins import ConsumerMixin, TokenBucket
-from tests.fix_wires import until
 from tests.integration.redis_clients import control
 from tests.quality.fuzz.poison import GOOD, poison
 
@@ -163,28 +163,24 @@ def test_consumer_raises_in_who_drains_and_goes_on(connection: Connection, uniqu
 
 
 def test_messages_taken_as_they_are(connection: Connection, unique: str) -> None:
-    came = []
+    came, good = [], Event()
 
     def take(message: Any) -> None:
         came.append(repr(message))
         assert isinstance(message.delivery_info, dict)
+        with suppress(KombuError):
+            if message.decode() == GOOD:
+                good.set()
         message.reject()
 
     with (
         connection.channel() as channel,
         Consumer(channel, [Queue(unique)], on_message=take, on_decode_error=lambda m, e: take(m)),
     ):
-        until(lambda: _drained(connection))
+        while not good.is_set():
+            connection.drain_events(timeout=SOON)
     assert len(came) > 20
     assert nothing_is_held(connection, unique)
-
-
-def _drained(connection: Connection) -> bool:
-    try:
-        connection.drain_events(timeout=0.5)
-    except TimeoutError:
-        return True
-    return False
 
 
 def test_simple_queue(connection: Connection, unique: str) -> None:
