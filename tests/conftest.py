@@ -135,8 +135,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     skip = pytest.mark.skip(reason="runs only with --long")
     for item in items:
-        has_short_size = "long" in getattr(item, "fixturenames", ())
-        if item.get_closest_marker("long") and not has_short_size:
+        if item.get_closest_marker("long") and not _asks_for_size(item):
             item.add_marker(skip)
 
 
@@ -152,11 +151,16 @@ def _select(
     items[:] = wanted
 
 
+def _asks_for_size(item: pytest.Item) -> bool:
+    """Return whether a test has both sizes, and asks which one is wanted."""
+    return "long" in getattr(item, "fixturenames", ())
+
+
 def _has_full_size(item: pytest.Item) -> bool:
     """Return whether a test is larger with ``--long``."""
     is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
-    asks = "long" in getattr(item, "fixturenames", ())
-    return is_property or asks or item.get_closest_marker("long") is not None
+    is_long = item.get_closest_marker("long") is not None
+    return is_property or is_long or _asks_for_size(item)
 
 
 def _is_due(config: pytest.Config, item: pytest.Item) -> bool:

@@ -6,6 +6,7 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -375,6 +376,19 @@ def late(broker_kind: Kind, connect: Callable[[], Connection], unique: str) -> I
         queue.delete()
 
 
+@contextmanager
+def taking_over(late: Connection, other: Connection, queue: str) -> Iterator[list[Any]]:
+    """Renew the leases of *late* no more, as if its process were suspended; yield what *other* gets."""
+    link: Any = late.default_channel.connection
+    link.leases.stop()
+    taken: list[Any] = []
+    consumer = greenconn.spawn_consumer(
+        queue, lambda body, message: taken.append(body), connection=other
+    )
+    yield taken
+    assert consumer.stop(SOON)
+
+
 @needs(Can.PROCESSES)
 @pytest.mark.sampled(4)
 def test_a_lease_that_has_ended_is_not_confirmed(
@@ -388,22 +402,17 @@ def test_a_lease_that_has_ended_is_not_confirmed(
             greenconn.publish(queue, body, connection=late)
         messages: list[Any] = [queue.get() for _ in range(3)]
         assert all(link.leases.confirm(each.handle, Deadline(SOON)) for each in messages)
-        link.leases.stop()  # as if its process were suspended
-        taken: list[Any] = []
-        consumer = greenconn.spawn_consumer(
-            unique, lambda body, message: taken.append(body), connection=other
-        )
-        until(lambda: len(taken) == 3, SOON)
-        confirmed = [link.leases.confirm(each.handle, Deadline(SOON)) for each in messages]
-        assert confirmed == [False] * 3, taken
-        # Which changes nothing.
-        for each, settle in zip(messages, ("ack", "requeue", "reject"), strict=True):
-            getattr(each, settle)()
-        late.flush(SOON)
-        greenconn.publish(queue, "last", connection=late)
-        until(lambda: taken[-1] == "last", SOON)
-        assert sorted(taken[:-1]) == [0, 1, 2]
-        assert consumer.stop(SOON)
+        with taking_over(late, other, unique) as taken:
+            until(lambda: len(taken) == 3, SOON)
+            confirmed = [link.leases.confirm(each.handle, Deadline(SOON)) for each in messages]
+            assert confirmed == [False] * 3, taken
+            # Which changes nothing.
+            for each, settle in zip(messages, ("ack", "requeue", "reject"), strict=True):
+                getattr(each, settle)()
+            late.flush(SOON)
+            greenconn.publish(queue, "last", connection=late)
+            until(lambda: taken[-1] == "last", SOON)
+            assert sorted(taken[:-1]) == [0, 1, 2]
 
 
 @needs(Can.PROCESSES)
@@ -428,19 +437,14 @@ def test_no_handler_begins_with_what_others_have_taken(
         for body in range(3):
             greenconn.publish(unique, body, connection=late)
         until(lambda: suspended.stats()["received"] == 3, SOON)
-        link.leases.stop()  # as if its process were suspended
-        taken: list[Any] = []
-        consumer = greenconn.spawn_consumer(
-            unique, lambda body, message: taken.append(body), connection=other
-        )
-        until(lambda: sorted(taken) == [0, 1, 2], SOON)
-        link.leases.renew()
-        until(lambda: lost == [3] or link.lost is not None, SOON)
-        goes_on.set()
-        until(lambda: suspended.stats()["handled"] == 1, SOON)
-        assert begun == [0]
-        assert suspended.stop(SOON)
-        assert consumer.stop(SOON)
+        with taking_over(late, other, unique) as taken:
+            until(lambda: sorted(taken) == [0, 1, 2], SOON)
+            link.leases.renew()
+            until(lambda: lost == [3] or link.lost is not None, SOON)
+            goes_on.set()
+            until(lambda: suspended.stats()["handled"] == 1, SOON)
+            assert begun == [0]
+            assert suspended.stop(SOON)
         assert sorted(taken) == [0, 1, 2]
 
 
