@@ -518,12 +518,11 @@ class PostgresStore(Store):
         """See to the queues that are consumed here.  Within a call."""
         if not self._consumed:
             return
-        there = self._queues.existing(self._consumed)
-        for gone in self._consumed.keys() - there.keys():
-            self.gone(self._forget(gone))
-        for number, has_messages in there.items():
-            if has_messages:
-                self.wake(self._consumed.get(number, ""))
+        ready, gone = self._queues.consumed(self._consumed)
+        for number in gone:
+            self.gone(self._forget(number))
+        for number in ready:
+            self.wake(self._consumed.get(number, ""))
 
     def _forget(self, number: int) -> str:
         name = self._consumed.pop(number)

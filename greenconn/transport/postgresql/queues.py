@@ -135,6 +135,13 @@ class QueueRow(NamedTuple):
     policy: QueuePolicy
 
 
+#: The number of queues that a link consumes, and those of them with messages.
+_CONSUMED: Final = (
+    "SELECT (SELECT count(*) FROM greenconn.consumers WHERE owner = %b), "
+    "ARRAY (SELECT queue FROM greenconn.consumers c WHERE owner = %b AND EXISTS (SELECT 1 "
+    "FROM greenconn.messages m WHERE m.queue = c.queue AND holder IS NULL AND due IS NULL))"
+)
+
 #: Queues whose declarations are kept.
 MOST_KNOWN: Final = 10_000
 
@@ -189,14 +196,16 @@ class Queues:
             self._known[number] = known
         return known
 
-    def existing(self, numbers: Collection[int]) -> dict[int, bool]:
-        """Return those of some queues that exist, and whether each has messages that can be claimed."""
+    def consumed(self, numbers: Collection[int]) -> tuple[Collection[int], Collection[int]]:
+        """Return the queues with messages that this link consumes, and those of *numbers* that are gone."""
+        ((noted, ready),) = self._session.fetch(_CONSUMED, (self._owner, self._owner))
+        # Who drops a queue removes its consumers, too: an idle link with thousands looks at no queue.
+        if noted == len(numbers):
+            return ready, ()
         found = self._session.fetch(
-            "SELECT id, EXISTS (SELECT 1 FROM greenconn.messages m WHERE m.queue = q.id "
-            "AND holder IS NULL AND due IS NULL) FROM greenconn.queues q WHERE id = ANY (%b::int8[])",
-            (list(numbers),),
+            "SELECT id FROM greenconn.queues WHERE id = ANY (%b::int8[])", (list(numbers),)
         )
-        return dict(found)
+        return ready, {*numbers}.difference(number for (number,) in found)
 
     # -- declaring
 

@@ -34,6 +34,7 @@ from greenconn.transport.sqlite.queues import (
     chunks,
     in_list,
     note_waiting,
+    ready_for,
     ready_of,
     rows_of,
     wake_all,
@@ -633,18 +634,21 @@ def maintain(
     for owner in orphans:
         _add(pipes, leave(db, queues, owner))
     for (name,) in db.execute(
-        "SELECT name FROM queues WHERE idle_until <= ? OR (owner IS NOT NULL AND owner NOT IN "
-        "(SELECT owner FROM owners) AND owner != ?)",
+        # Not OR: SQLite would walk all queues.
+        "SELECT name FROM queues WHERE idle_until <= ? UNION SELECT name FROM queues "
+        "WHERE owner IS NOT NULL AND owner NOT IN (SELECT owner FROM owners) AND owner != ?",
         (now, how.owner),
     ).fetchall():
         _add(pipes, {consumer: {0} for consumer in queues.drop(db, name)[1]})
     dead = take_dead(db, queues, how, now)
-    there = _existing(db, list(consumed))
-    gone = [name for number, name in consumed.items() if number not in there]
-    ready = {*ready_of(db, there), *(due & there)}
+    # Who drops a queue removes its consumers, too: an idle link with thousands looks at no queue.
+    (noted,) = db.execute("SELECT count(*) FROM consumers WHERE owner = ?", (how.owner,)).fetchone()
+    gone = consumed.keys() - _existing(db, list(consumed)) if noted != len(consumed) else set()
+    ready = {*ready_for(db, how.owner), *due}.intersection(consumed) - gone
     overdue = [each for each in ended if each not in orphans]
-    names = [consumed[n] for n in ready]
-    return MaintenanceResult(names, gone, dead, pipes, sorted(orphans), overdue, next_time(db))
+    names, gone_names = ([consumed[each] for each in numbers] for numbers in (ready, gone))
+    next_at = next_time(db)
+    return MaintenanceResult(names, gone_names, dead, pipes, sorted(orphans), overdue, next_at)
 
 
 def _is_awaited(db: sqlite3.Connection, queues: Queues, owner: str, lease: float) -> bool:

@@ -48,6 +48,8 @@ CREATE TABLE queues (
     auto_delete INTEGER NOT NULL,
     idle_until REAL
 );
+CREATE INDEX queues_by_end ON queues (idle_until) WHERE idle_until IS NOT NULL;
+CREATE INDEX queues_by_owner ON queues (owner) WHERE owner IS NOT NULL;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL,
@@ -96,7 +98,7 @@ CREATE TABLE consumers (
     armed INTEGER NOT NULL DEFAULT 0,
     UNIQUE (queue, owner)
 );
-CREATE INDEX consumers_by_owner ON consumers (owner);
+CREATE INDEX consumers_by_owner ON consumers (owner, queue);
 """
 
 #: Values in one statement, at most.
@@ -379,6 +381,16 @@ def ready_of(db: sqlite3.Connection, numbers: Collection[int]) -> list[int]:
             )
         )
     return [number for number in asked if number in ready]
+
+
+def ready_for(db: sqlite3.Connection, owner: str) -> list[int]:
+    """Return the queues with messages that the link *owner* consumes."""
+    found = db.execute(
+        "SELECT queue FROM consumers WHERE owner = ? AND EXISTS (SELECT 1 FROM messages "
+        "WHERE messages.queue = consumers.queue AND state = 0)",
+        (owner,),
+    )
+    return [number for (number,) in found]
 
 
 #: Queues whose declarations are kept.
