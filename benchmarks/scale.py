@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any, Final
@@ -28,6 +29,8 @@ from greenconn import Connection, Queue, spawn_consumer
 from greenconn.worker import ConsumerGreenlet
 
 BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, POSTGRESQL, SQLITE)}
+#: The broker in this process, which none starts.
+MEMORY: Final = "memory"
 #: Seconds that each step may take.
 TIMEOUT: Final = 1800.0
 #: Seconds until what has started is at rest.
@@ -66,7 +69,7 @@ def main() -> int:
         return 0
     rows = []
     for count in options.consumers:
-        with broker(BOARDS[options.broker], None) as url:
+        with _broker(options.broker) as url:
             command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:]]
             done = subprocess.run(
                 [*command, "--url", url, "--consumers", str(count)],
@@ -80,9 +83,14 @@ def main() -> int:
     return 0
 
 
+def _broker(name: str) -> AbstractContextManager[str]:
+    """Return what starts a broker, and the URL of that."""
+    return nullcontext("memory://scale") if name == MEMORY else broker(BOARDS[name], None)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--broker", choices=sorted(BOARDS), default=RABBITMQ.name)
+    parser.add_argument("--broker", choices=sorted([*BOARDS, MEMORY]), default=RABBITMQ.name)
     parser.add_argument("--consumers", type=int, nargs="+", default=[5000, 10000, 20000, 50000])
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--queues", type=int, default=0, help="0: as many as consumers")
