@@ -273,6 +273,22 @@ def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: C
     assert not at_server("EXISTS", "greenconn.queue.q")
 
 
+def test_consumed_queues_are_renewed_beside_many_others(
+    opened: Open, at_server: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenconn.transport.redis.queues.MOST_KNOWN", 4)
+    link = opened()
+    queue = subscribed(link, arguments={"x-expires": 1500})
+    others = [f"other-{number}" for number in range(20)]
+    for name in others:
+        channel_of(link).queue_declare(name, arguments={"x-expires": 600_000})
+    assert len(link.queues.expiring) < 10
+    key = f"greenconn.queue.{queue}"
+    for _ in range(2):  # it gets older, and is renewed
+        until(lambda: at_server("PTTL", key) < 1420)
+        until(lambda: at_server("PTTL", key) > 1420)
+
+
 @pytest.mark.parametrize("options", KINDS[:2])
 def test_messages_in_hand_end_with_the_queue_of_a_link_that_closes(
     opened: Open, at_server: Control, options: dict[str, Any]

@@ -21,6 +21,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,6 +78,7 @@ class RedisQueues(QueueStore):
         self._feeds = feeds
         self._at = at
         self.expiring: dict[str, int] = {}
+        self._most_expiring = MOST_KNOWN
         self._ticker: Ticker | None = None
         #: Queues that may end with another process -> until when they count as being there.
         self._exists_until: dict[str, float] = {}
@@ -238,9 +240,9 @@ class RedisQueues(QueueStore):
 
     def _remember(self, name: str, declared: Declaration) -> Declaration:
         """Note the declaration of a queue, and return it.  Never switches."""
-        if len(self.expiring) >= MOST_KNOWN:
+        if len(self.expiring) >= self._most_expiring:
             self._known.clear()
-            self.expiring.clear()
+            self._forget_expiring()
         self._known.remember(name, declared)
         if declared.arguments:
             seconds = declared.policy.message_ttl
@@ -252,6 +254,16 @@ class RedisQueues(QueueStore):
         else:
             self.expiring.pop(name, None)
         return declared
+
+    def _forget_expiring(self) -> None:
+        """Forget the older half of the queues that expire.  Never switches.
+
+        Those consumed here stay: they are renewed as long as they are consumed.
+        """
+        consumed = {*self.expiring} & self._feeds.keys()
+        newer = islice(self.expiring, len(self.expiring) // 2, None)
+        self.expiring = {name: self.expiring[name] for name in chain(consumed, newer)}
+        self._most_expiring = MOST_KNOWN + 2 * len(consumed)
 
     def _forget(self, name: str) -> None:
         """Ask again when it is next needed.  Never switches."""
@@ -594,8 +606,9 @@ class RedisQueues(QueueStore):
 
     def renew(self) -> None:
         """Tell that what is consumed here is in use.  In the hub."""
-        for name, feed in self._feeds.items():
-            if feed.consumers:
+        for name in self.expiring:
+            feed = self._feeds.get(name)
+            if feed is not None and feed.consumers:
                 self.touch(name)
 
 
