@@ -288,10 +288,42 @@ def test_what_no_push_reports_is_found(
             until(lambda: feed.watching is Watch.ARMED)
             greenconn.publish(unique, number, connection=other)
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
-        assert connection.connection.placement.partition("").invalidations.found >= 3
+        assert connection.connection.placement.partition("").invalidations.lost_pushes == 3
         assert consumer.stop(SOON)
         other.default_channel.queue_delete(unique)
     assert got == [0, 1, 2]
+
+
+def test_a_look_is_for_some_queues_until_a_push_is_lost(
+    redis_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "SAFETY", (3600.0, 3600.0))
+    monkeypatch.setattr(claiming, "PAGE", 1)
+    monkeypatch.setattr(claiming.Invalidations, "take", lambda self, keys: None)
+    names = [f"{unique}{number}" for number in range(4)]
+    got: list[Any] = []
+    with Connection(redis_url) as connection, Connection(redis_url) as other:
+        consumers = [collecting(connection, name, got) for name in names]
+        link = connection.connection
+        look = link.placement.partition("").invalidations._check_armed
+
+        def publish_all() -> None:
+            until(lambda: all(link.feeds[name].watching is Watch.ARMED for name in names))
+            for name in names:
+                greenconn.publish(name, name, connection=other)
+
+        publish_all()
+        look(0.0)
+        until(lambda: len(got) == 1)
+        look(0.0)  # one was lost, so more may have been
+        until(lambda: len(got) == 4)
+        publish_all()
+        look(0.0)
+        until(lambda: len(got) == 8)
+        assert all(consumer.stop(SOON) for consumer in consumers)
+        for name in names:
+            other.default_channel.queue_delete(name)
+    assert sorted(got) == sorted(2 * names)
 
 
 def test_refused_commands_are_named(redis_with: RedisFactory) -> None:

@@ -197,7 +197,7 @@ class Queues:
         return known
 
     def consumed(self, numbers: Collection[int]) -> tuple[Collection[int], Collection[int]]:
-        """Return the queues with messages that this link consumes, and those of *numbers* that are gone."""
+        """Return the consumed queues that have messages, and those of *numbers* that are gone."""
         ((noted, ready),) = self._session.fetch(_CONSUMED, (self._owner, self._owner))
         # Who drops a queue removes its consumers, too: an idle link with thousands looks at no queue.
         if noted == len(numbers):

@@ -46,7 +46,8 @@ what is known of it.  Keys have no database in them, and other causes exist (exp
 hint is only a hint, the claim decides.
 
 A push may get lost (a server's limit of tracked keys, a proxy in between), but nothing waits for ever:
-feeds of empty queues also look every few seconds.
+every few seconds, a link also asks for :data:`PAGE` of its empty queues in turn, and for all of them
+once one had a message that was not pushed.  So thousands of idle consumers cost little.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum
-from itertools import islice
 from random import uniform
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
@@ -373,7 +373,17 @@ class RedisFeed(Feed[Delivery]):
     def check(self) -> None:
         """Ask whether there is something, although nothing was pushed."""
         if self.watching is _ARMED:
+            self._commands.pipeline.post(self._exists, self._checked)
+
+    def _checked(self, reply: Any) -> None:
+        # In the reader.  A push that was sent before this reply has been taken by now.
+        if self.watching is not _ARMED or not reply:
+            return
+        if isinstance(reply, Exception):
             self._ask()
+        else:
+            self._invalidations.lost_pushes += 1
+            self.pushed()
 
     def _wait(self, seconds: float) -> None:
         self.watching = _WAITING
@@ -423,7 +433,6 @@ class RedisFeed(Feed[Delivery]):
             else:
                 self._missed()
         elif reply:
-            self._invalidations.found += 1
             self.pushed()
 
     def _missed(self) -> None:
@@ -583,7 +592,7 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two safety looks.
 SAFETY: Final = (5.0, 10.0)
-#: Queues that one EXISTS asks for.
+#: Queues that one EXISTS asks for, and one look as long as no push gets lost.
 PAGE: Final = 250
 
 
@@ -595,14 +604,16 @@ class Invalidations:
         changed: called with a key that is no list of a feed and has changed; None: all may have.
 
     Attributes:
-        found: how often an empty queue turned out not to be empty without a push.
+        lost_pushes: how often a queue was found not to be empty although nothing was pushed.
     """
 
     def __init__(self, commands: Commands, changed: Callable[[bytes | None], None]) -> None:
         self._commands = commands
         self._changed = changed
-        self.found = 0
+        self.lost_pushes = 0
         self._feeds: dict[bytes, RedisFeed] = {}
+        #: Those that the next safety looks are for.
+        self._unchecked: list[RedisFeed] = []
         self._ticker: Ticker | None = None
         self._has_warned = False
         self._overflowed: set[str] = set()
@@ -674,14 +685,18 @@ class Invalidations:
 
     def _check_armed(self, lag: float) -> None:
         # In the hub.
-        armed = {each for each in self._feeds.values() if each.watching is Watch.ARMED}
-        rest = iter(armed)
-        while page := list(islice(rest, PAGE)):
-            keys = [key for each in page for key in each.lists]
-            self._commands.pipeline.post(
-                pack(b"EXISTS", *keys),
-                lambda reply, page=page: _checked(reply, page),  # type: ignore[misc]
-            )
+        if self.lost_pushes or not self._unchecked:
+            self._unchecked = list(set(self._feeds.values()))
+        while self._unchecked:
+            page = [each for each in self._unchecked[-PAGE:] if each.watching is Watch.ARMED]
+            del self._unchecked[-PAGE:]
+            if page:
+                self._commands.pipeline.post(
+                    pack(b"EXISTS", *(key for each in page for key in each.lists)),
+                    lambda reply, page=page: _checked(reply, page),  # type: ignore[misc]
+                )
+            if not self.lost_pushes:
+                break
 
 
 def _watched(feed: RedisFeed) -> tuple[bytes, ...]:
