@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
@@ -399,10 +400,11 @@ class Leases:
     def renew(self) -> None:
         """Tell the broker what is held.  Never switches."""
         link = self._link
-        handles = [each.handle for each in link.held() if each.is_held]
-        for start in range(0, max(len(handles), 1), RENEWALS):
+        held = [each for each in link.held() if each.is_held]
+        for start in range(0, max(len(held), 1), RENEWALS):
             self._under_way += 1
-            link.settler.renew(handles[start : start + RENEWALS], self._renewed)
+            part = held[start : start + RENEWALS]
+            link.settler.renew([each.handle for each in part], partial(self._renewed, part))
 
     def confirm(self, handle: Any, deadline: Deadline) -> bool:
         """Renew the lease of one message, and return whether it had not ended.  May switch.
@@ -417,10 +419,10 @@ class Leases:
         if isinstance(outcome, Exception):
             raise link.settler.error(outcome, "renewing a lease")
         if outcome:
-            self._note_lost(outcome)
+            self._note_lost(link.held(), outcome)
         return not outcome
 
-    def _renewed(self, outcome: Any) -> None:
+    def _renewed(self, asked: Collection[Any], outcome: Any) -> None:
         link = self._link
         self._under_way -= 1
         if isinstance(outcome, Exception):
@@ -434,13 +436,14 @@ class Leases:
                     extra={"connection": self._link.where},
                 )
         elif outcome:
-            self._note_lost(outcome)
+            # These alone are compared: a handle may be of any kind, so that no set can look it up.
+            asked = set(asked)
+            self._note_lost((each for each in link.held() if each in asked), outcome)
 
-    def _note_lost(self, handles: Any) -> None:
+    def _note_lost(self, held: Iterable[Any], handles: Any) -> None:
         late = 0
         consumers: dict[Consumer, None] = {}
-        for each in self._link.held():
-            # A handle may be of any kind, so that it cannot be looked up in a set.
+        for each in held:
             if each.is_held and each.handle in handles:
                 each.is_held = False
                 late += 1
