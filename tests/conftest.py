@@ -169,7 +169,8 @@ def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
     is_full = item.get_closest_marker("full") is not None
     if is_full and not config.getoption("--full-once"):
         return False
-    if not is_full and not (config.getoption("--once") and is_core(file)):
+    is_long = bool(config.getoption("--long") and config.getoption("--full-once"))
+    if not (is_full or is_long) and not (config.getoption("--once") and is_core(file)):
         return True
     if item.get_closest_marker("programs") or item.get_closest_marker("pure"):
         return True  # it runs in no patched process
