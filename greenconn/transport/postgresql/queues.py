@@ -142,6 +142,12 @@ _CONSUMED: Final = (
     "FROM greenconn.messages m WHERE m.queue = c.queue AND holder IS NULL AND due IS NULL))"
 )
 
+#: Those of some queues that exist, and whether each has messages that can be claimed.
+_EXISTING: Final = (
+    "SELECT id, EXISTS (SELECT 1 FROM greenconn.messages m WHERE m.queue = q.id "
+    "AND holder IS NULL AND due IS NULL) FROM greenconn.queues q WHERE id = ANY (%b::int8[])"
+)
+
 #: Queues whose declarations are kept.
 MOST_KNOWN: Final = 10_000
 
@@ -202,10 +208,8 @@ class Queues:
         # Who drops a queue removes its consumers, too: an idle link with thousands looks at no queue.
         if noted == len(numbers):
             return ready, ()
-        found = self._session.fetch(
-            "SELECT id FROM greenconn.queues WHERE id = ANY (%b::int8[])", (list(numbers),)
-        )
-        return ready, {*numbers}.difference(number for (number,) in found)
+        found = dict(self._session.fetch(_EXISTING, (list(numbers),)))
+        return [each for each in found if found[each]], {*numbers} - found.keys()
 
     # -- declaring
 
