@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -497,6 +498,38 @@ def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_pa
         greenconn.publish("q", 1, connection=connection, declare=True)
     assert (tmp_path / "precious").read_text() == "untouched"
     assert (tmp_path / "broker.db-aa.wake").read_text() == "no pipe"
+
+
+def test_what_no_process_was_woken_for_is_found(
+    sqlite_url: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stores a message or deletes a queue may die before it wakes the consumers."""
+    with Connection(f"{sqlite_url}?look_interval=0.05") as connection:
+        channel = connection.default_channel
+        got: list[Any] = []
+        gone: list[str] = []
+        for name in ("deleted", "kept", "empty"):
+            channel.queue_declare(name)
+            channel.basic_consume(
+                name, name, no_ack=True, callback=got.append, on_cancel=gone.append
+            )
+        shared = database(path, look_interval=0.05)
+        shared.write(shared.queues.drop, "deleted")
+
+        def drained() -> bool:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            return bool(got or gone)
+
+        until(drained)
+        assert (gone, got) == (["deleted"], [])
+        with monkeypatch.context() as quiet:
+            quiet.setattr(SqliteStore, "_wake_processes", lambda self, pipes: None)
+            with Connection(sqlite_url) as other:
+                greenconn.publish("kept", 1, connection=other)
+            gone.clear()
+            until(drained)
+        assert [message.body for message in got] == ["1"]
 
 
 def test_full_synchronous(sqlite_url: str, path: str) -> None:
