@@ -39,6 +39,7 @@ def tortured(name: str, histories: int, replay: str | None = None) -> Iterator[T
     program.close()
 
 
+@pytest.mark.timeout(3600)  # 100,000 histories of the longest program, on a busy machine
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.sampled(3)
 def test_no_alarm(name: str, long: bool) -> None:
