@@ -91,6 +91,7 @@ def test_sessions_have_nothing_of_others(pooled: str, transaction_pooler: PgBoun
             assert found.fetchone() == ("on", 0)
 
 
+@pytest.mark.full
 def test_the_pooler_dies_under_load(pooled: str, transaction_pooler: PgBouncer) -> None:
     got: set[Any] = set()
     with Connection(pooled) as consuming, Connection(pooled) as publishing:

@@ -169,6 +169,7 @@ def test_sockets_are_cut_under_load(redis_cluster: RedisCluster, unique: str, lo
     assert load.lost == []
 
 
+@pytest.mark.full
 def test_a_frozen_master_is_replaced(own_redis_cluster: RedisCluster, unique: str) -> None:
     """It keeps its sockets, so only the others can say that another one has its slots.
 
@@ -231,6 +232,7 @@ def test_a_large_body_for_a_node_that_stops_reading_holds_up_no_other(
     connection.close()
 
 
+@pytest.mark.full
 def test_a_cluster_that_is_down_is_waited_for(own_redis_cluster: RedisCluster, unique: str) -> None:
     """Without a master and its replica, which have it on no disk, all slots are refused."""
     with Connection(own_redis_cluster.urls, transport_options=OPTIONS) as connection:

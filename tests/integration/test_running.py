@@ -127,6 +127,7 @@ def test_a_second_signal_interrupts(
     assert message.payload["id"] == 1
 
 
+@pytest.mark.full
 def test_a_signal_to_all_processes_interrupts_none(connection: Connection, runs: Any) -> None:
     run = runs("steady", "--processes=2")
     run.line("runs in process")
@@ -327,6 +328,7 @@ def test_a_consumer_that_the_broker_refuses_ends_it(
     assert said.count("consumer of queue steady failed: ") in {1: (1,), 2: (2, 3)}[processes]
 
 
+@pytest.mark.full
 def test_a_refused_process_is_started_again_while_another_one_serves(
     connection: Connection, runs: Any, tmp_path: Path
 ) -> None:
@@ -370,6 +372,7 @@ def test_blocking_handlers_wait_side_by_side(
     assert run.ended().code == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("signals", [["SIGHUP"], ["SIGTTOU", "SIGTTIN"]], ids="-".join)
 @pytest.mark.sampled(1)
 def test_a_process_takes_over_the_probes_of_one_whose_handler_runs(

@@ -165,6 +165,7 @@ def test_a_login_that_fails_during_a_reconnect_is_asked_for_again(
     assert len(told) <= 5
 
 
+@pytest.mark.full
 @pytest.mark.sampled(1)
 def test_an_error_of_on_declared_does_not_end_a_consumer_that_ran(
     broker: Broker, unique: str
@@ -217,6 +218,7 @@ def test_the_first_start_ends_by_the_error_of_the_login(
         hub_errors.clear()
 
 
+@pytest.mark.full
 @pytest.mark.sampled(1)
 def test_a_timeout_of_the_login_is_an_error_of_the_call(broker: Broker) -> None:
     login = Login()
