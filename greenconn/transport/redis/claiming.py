@@ -55,6 +55,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from random import uniform
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
@@ -691,10 +692,8 @@ class Invalidations:
             page = [each for each in self._unchecked[-PAGE:] if each.watching is Watch.ARMED]
             del self._unchecked[-PAGE:]
             if page:
-                self._commands.pipeline.post(
-                    pack(b"EXISTS", *(key for each in page for key in each.lists)),
-                    lambda reply, page=page: _checked(reply, page),  # type: ignore[misc]
-                )
+                keys = [key for each in page for key in each.lists]
+                self._commands.pipeline.post(pack(b"EXISTS", *keys), partial(_check_each, page))
             if not self.lost_pushes:
                 break
 
@@ -708,7 +707,7 @@ def _ignore(reply: Any) -> None:
     """Ignore a reply: where it is an error, the link ends, or is no owner any more."""
 
 
-def _checked(reply: Any, page: list[RedisFeed]) -> None:
+def _check_each(page: list[RedisFeed], reply: Any) -> None:
     # In the reader.
     if isinstance(reply, int) and reply:
         for feed in page:
