@@ -141,8 +141,15 @@ def test_a_message_wakes_one_of_many(
 
 
 def test_what_one_has_no_room_for_wakes_the_next(
-    looks_once: None, connection: Connection, consumers: Any, handled: list[Any]
+    request: pytest.FixtureRequest,
+    place: Place,
+    connection: Connection,
+    consumers: Any,
+    handled: list[Any],
 ) -> None:
+    # On PostgreSQL, what another session has locked is left to the next look.
+    if place.name == "sqlite":
+        request.getfixturevalue("looks_once")
     may_end = Event()
 
     def hold(body: Any, message: Any) -> None:
