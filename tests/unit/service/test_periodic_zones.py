@@ -138,6 +138,7 @@ def test_the_next_time_is_later_than_now(seed: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # ten minutes of the processor
 def test_the_next_time_is_later_than_each_second() -> None:
     for name, changed_at in all_changes():
         check(name, changed_at, [float(changed_at + each) for each in range(-AROUND, AROUND)])
