@@ -51,7 +51,12 @@ def fork(child: Callable[[], Any]) -> None:
     if how == "multiprocessing":
         process = multiprocessing.get_context("fork").Process(target=guarded, args=(child,))
         process.start()
+        assert process.pid is not None
         while process.is_alive():
+            try:
+                os.kill(process.pid, 0)
+            except ProcessLookupError:
+                return  # as below: multiprocessing takes it for alive then
             gevent.sleep(0.005)
         assert process.exitcode == 0, f"the child ended with {process.exitcode}"
         return
