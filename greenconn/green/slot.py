@@ -16,6 +16,8 @@ and takes it out again: nothing is ordered, and nothing refers to a slot any lon
 - When it comes, the slots whose deadline is at most ``SPAN`` away are put in order, and the others are
   not looked at before these have expired or left.  So slots with many different deadlines cost a few
   passes through all of them in a second.
+- When it comes late, the hub was blocked or the process was stopped.  What has arrived meanwhile is received
+  after the timers of the turn, so it comes once more behind that: a reply that is there is no timeout.
 - The loop is kept alive while a slot waits, and not afterwards: the timer stays, without a reference.
 
 Cost: a wait takes 2,500 instructions less than with a timer of its own, and 1,500 less if no other
@@ -50,6 +52,8 @@ _EMPTY, _VALUE, _ERROR, _LEFT, _EXPIRED = range(5)
 
 #: Seconds for which the slots are put in order ahead.
 SPAN: Final = 0.1
+#: Seconds by which the timer comes late when the hub was blocked.
+LATE: Final = 0.01
 _FAR: Final = float("inf")
 
 
@@ -83,6 +87,8 @@ class Timeouts:
         self._loop = loop
         #: When the timer comes.
         self._timer_at = _FAR
+        #: It came late, and comes once more: never twice, as each turn of a busy hub may take long.
+        self._is_second_look = False
         #: A heap of the slots whose deadline is before ``noted_before``, and of some that have left.
         self._near: list[tuple[float, int, Waiter]] = []
         #: By which two entries of one moment differ.
@@ -114,8 +120,14 @@ class Timeouts:
 
     def _on_timer(self) -> None:
         """Expire what is due.  In the hub."""
-        self._timer_at = _FAR
         waiting, near, now = self.waiting, self._near, monotonic()
+        is_late = now - self._timer_at > LATE
+        self._timer_at = _FAR
+        if is_late and not self._is_second_look:
+            self._is_second_look = True
+            self._come_at(now)
+            return
+        self._is_second_look = False
         try:
             if not near:
                 self.noted_before = now + SPAN

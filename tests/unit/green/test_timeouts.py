@@ -14,6 +14,7 @@ import pytest
 from gevent import get_hub
 from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
+from gevent.socket import socketpair
 from greenlet import greenlet
 
 from greenconn.green import slot as module
@@ -213,6 +214,37 @@ def test_a_timer_that_comes_late_expires_all_that_are_due(board: Board) -> None:
     board.expired.clear()
     board.loop.run(60.0)
     assert seconds(board) == [60.0]
+
+
+def strike_late(board: Board, seconds: float) -> None:
+    """Have the timer come late, and nothing after it."""
+    (timer,) = board.loop.timers
+    timer.stop()
+    board.loop.now += seconds
+    timer.callback()
+
+
+def test_a_timer_that_comes_late_comes_once_more_before_any_expires(board: Board) -> None:
+    answered, other = board.wait(1.0), board.wait(1.0)
+    strike_late(board, 2.0)
+    assert not board.expired
+    answered.leave()
+    strike_late(board, 2.0)  # the turn of a busy hub, which has been looked at once
+    assert [wait for wait, _ in board.expired] == [other]
+
+
+def test_what_came_while_the_hub_was_blocked_is_no_timeout() -> None:
+    here, there = socketpair()
+    slot: Slot[bytes] = Slot()
+    readers = [gevent.spawn(lambda: slot.offer(here.recv(1)))]
+    waiting = gevent.spawn(slot.wait, Deadline(0.05))
+    gevent.sleep(0)
+    there.send(b"x")
+    get_original("time", "sleep")(0.2)
+    assert waiting.get(timeout=10) == b"x"
+    gevent.joinall(readers, timeout=10)
+    for each in (here, there):
+        each.close()
 
 
 def test_a_timer_that_comes_early_comes_again(board: Board) -> None:
