@@ -61,6 +61,8 @@ make = {
 chance, interrupted = random.Random(), 0
 gevent.get_hub().NOT_ERROR += (Signal,)
 signal.signal(signal.SIGALRM, raise_signal)
+gc.collect()
+gc.freeze()  # what was imported is not looked through each time
 while interrupted < INTERRUPTIONS:
     pool, wanted = make(), interrupted + 10
     while interrupted < wanted:
