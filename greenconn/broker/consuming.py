@@ -999,8 +999,8 @@ class Claimer:
         self._due: DueFeeds[StoreFeed] = DueFeeds()
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
-        #: Wakes those who wait for its end.
-        self._ended = Condition()
+        #: Wakes those who wait for its end; None: nobody does.
+        self._ended: Condition | None = None
         self.claiming = OnDemand("claim", self._claim_all)
         self._is_stopped = False
 
@@ -1024,6 +1024,8 @@ class Claimer:
             if self._wait:
                 self._link.store.interrupt()
             while self._asked is claim and self.claiming.greenlet is not None:
+                if self._ended is None:
+                    self._ended = Condition()
                 self._ended.wait(deadline)
 
     def stop(self) -> None:
@@ -1106,7 +1108,9 @@ class Claimer:
     def _end_claim(self) -> None:
         # Who waits runs behind this turn, in which the messages are handed out.
         self._asked = {}
-        self._ended.wake_all()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.wake_all()
 
     def _hand_over(self, claimed: Iterator[Claimed]) -> None:
         link = self._link
