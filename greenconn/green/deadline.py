@@ -103,6 +103,14 @@ class Deadline:
             return self
         return self.within(min(left / 2, max(left / candidates, LEAST_SHARE)))
 
+    def renewed(self) -> Deadline:
+        """Return the deadline for the next step of a call whose last step has succeeded.
+
+        That is this one.  If it has ended, it did so while the hub was blocked, which is not the peer's
+        time: the next step gets all of it once more.
+        """
+        return Deadline(self.timeout) if self.has_ended else self
+
     def __repr__(self) -> str:
         left = self.left()
         return "<Deadline: none>" if left is None else f"<Deadline: {left:.3f} s left>"

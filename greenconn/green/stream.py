@@ -322,7 +322,8 @@ def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
     except gevent.Timeout as exc:
         if exc is not timeout:
             raise
-        raise TimeoutError("timed out") from None
+        if not _is_connected(sock):  # since then, while the hub was blocked
+            raise TimeoutError("timed out") from None
     finally:
         watcher.close()
 

@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 import pytest
 from amqp import spec
+from gevent.monkey import get_original
 
 from greenconn.connection import Connection
 from greenconn.exceptions import (
@@ -140,6 +141,16 @@ def test_a_refused_login_of_a_broker_that_only_hangs_up(
     with pytest.raises(ConnectionResetError, match="are user name and password right") as caught:
         amqp_links(with_login(amqp_url, "guest:wrong"), connect_timeout=SOON)
     assert "guest:**@" in str(caught.value)
+
+
+def test_it_opens_although_the_hub_is_blocked_for_longer_than_its_timeout(
+    amqp_peer: AmqpPeer,
+) -> None:
+    with Connection(amqp_peer.url, connect_timeout=0.5) as connection:
+        opening = gevent.spawn(connection.connect)
+        gevent.sleep(0)
+        get_original("time", "sleep")(1.5)
+        opening.get(timeout=SOON)
 
 
 def test_a_broker_that_hangs_up_at_the_virtual_host(amqp_peer: AmqpPeer) -> None:

@@ -199,8 +199,9 @@ class Handshake:
             if link.lost is not None and not self._methods:
                 raise link.lost  # what came before the end of the stream is still handled
             ids, payload = self._methods.get(deadline)
-            if deadline.has_ended:
+            if self.is_done and deadline.has_ended:
                 raise TimeoutError("timed out")  # else a peer that never stops would not be noticed
+            deadline = deadline.renewed()
             try:
                 self._handle(link, ids, payload)
             except (*UNREADABLE, AttributeError, TypeError) as exc:

@@ -482,10 +482,10 @@ class AmqpLink(Link):
             self._stream = Stream(sock, intake.take, intake.lost, self.where, self._tls, intake)
             self.flow_control.writer = self._stream.writer
             step = "the TLS handshake"
-            self._stream.handshake(deadline)
+            self._stream.handshake(deadline.renewed())
             step = "the AMQP handshake"
             self.writer.write(PROTOCOL_HEADER)
-            self.handshake.run(self, deadline)
+            self.handshake.run(self, deadline.renewed())
             self._begin()
             if self.options.on_open is not None:
                 self.options.on_open(self)

@@ -182,7 +182,7 @@ class BeanstalkStore(Store):
     def open(self, deadline: Deadline) -> None:
         """Connect.  May switch."""
         server = self._server = self._connect(CommandConnection, deadline)
-        server.greet(deadline)
+        server.greet(deadline.renewed())
         server.watch(self._options.reply_timeout)
         self._claims = Claims(self, server)
 
@@ -196,7 +196,7 @@ class BeanstalkStore(Store):
         self._pipelines.append(pipeline)
         if self._is_over:
             pipeline.close()
-        pipeline.stream.handshake(deadline)
+        pipeline.stream.handshake(deadline.renewed())
         return pipeline
 
     def reserve_connection(self) -> ReserveConnection:
@@ -211,7 +211,7 @@ class BeanstalkStore(Store):
                     reservations=self._reservations,
                 )
                 waiting = self._connect(kind, deadline)
-                waiting.open(deadline)
+                waiting.open(deadline.renewed())
                 waiting.watch(self._options.reply_timeout)
                 self._waiting = waiting
             return self._waiting

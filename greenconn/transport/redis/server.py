@@ -168,9 +168,9 @@ def open_pipeline(
         sock, tls = address.connect(deadline)
         pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
         step = "the TLS handshake"
-        pipeline.stream.handshake(deadline)
+        pipeline.stream.handshake(deadline.renewed())
         step = "the login"
-        return pipeline, _log_in(pipeline, login, deadline)
+        return pipeline, _log_in(pipeline, login, deadline.renewed())
     except BaseException as exc:
         if sock is not None and isinstance(exc, TimeoutError):
             avoid(sock)

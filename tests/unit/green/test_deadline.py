@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.green.deadline import LEAST_SHARE, Deadline, TimeLimit, is_seconds
+from greenconn.green.deadline import LEAST_SHARE, NEVER, Deadline, TimeLimit, is_seconds
 from tests.fix_leaks import noted_unraisable
 
 
@@ -135,6 +135,17 @@ def test_it_ends_what_waits_too_long() -> None:
         TimeLimit(Deadline(0.01), "sleeping"),
     ):
         gevent.sleep(5.0)
+
+
+def test_it_is_renewed_when_it_has_ended() -> None:
+    deadline = Deadline(5.0)
+    assert deadline.renewed() is deadline
+    assert NEVER.renewed() is NEVER
+    assert deadline.at is not None
+    deadline.at -= 6.0
+    left = deadline.renewed().left()
+    assert left is not None
+    assert 4.0 < left <= 5.0
 
 
 def test_what_is_called_cannot_take_it_for_an_error_of_its_own() -> None:

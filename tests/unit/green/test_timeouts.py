@@ -20,7 +20,7 @@ from greenlet import greenlet
 from greenconn.green import slot as module
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.slot import SPAN, Slot, Timeouts
+from greenconn.green.slot import GRACE, SPAN, Slot, Timeouts
 
 FAR = 24 * 3600.0
 
@@ -210,6 +210,7 @@ def test_a_timer_that_comes_late_expires_all_that_are_due(board: Board) -> None:
     early, second = board.wait(1.0), board.wait(1.0 + SPAN * 3)
     board.wait(60.0)
     board.loop.late(2.0)
+    board.loop.run(GRACE)
     assert [wait for wait, _ in board.expired] == [early, second]
     board.expired.clear()
     board.loop.run(60.0)
@@ -226,11 +227,21 @@ def strike_late(board: Board, seconds: float) -> None:
 
 def test_a_timer_that_comes_late_comes_once_more_before_any_expires(board: Board) -> None:
     answered, other = board.wait(1.0), board.wait(1.0)
-    strike_late(board, 2.0)
+    strike_late(board, 1.25)
     assert not board.expired
     answered.leave()
     strike_late(board, 2.0)  # the turn of a busy hub, which has been looked at once
     assert [wait for wait, _ in board.expired] == [other]
+
+
+@pytest.mark.parametrize(("late", "more"), [(0.25, 0.25), (60.0, GRACE)])
+def test_what_is_late_is_given_as_much_again(board: Board, late: float, more: float) -> None:
+    board.wait(1.0)
+    strike_late(board, 1.0 + late)
+    board.loop.run(more - 0.01)
+    assert not board.expired
+    board.loop.run(0.02)
+    assert len(board.expired) == 1
 
 
 def test_what_came_while_the_hub_was_blocked_is_no_timeout() -> None:
@@ -240,7 +251,7 @@ def test_what_came_while_the_hub_was_blocked_is_no_timeout() -> None:
     waiting = gevent.spawn(slot.wait, Deadline(0.05))
     gevent.sleep(0)
     there.send(b"x")
-    get_original("time", "sleep")(0.2)
+    get_original("time", "sleep")(0.4)
     assert waiting.get(timeout=10) == b"x"
     gevent.joinall(readers, timeout=10)
     for each in (here, there):
