@@ -30,7 +30,6 @@ app.conf.update(
     control_exchange=os.environ["QUEUE"],
     event_exchange=os.environ["QUEUE"] + ".ev",
     broker_connection_retry_on_startup=True,
-    broker_connection_timeout=30,  # 5,000 new greenlets compute for longer than 4 s on a busy machine
     worker_send_task_events=True,
     task_send_sent_event=True,
     worker_enable_remote_control=True,
