@@ -17,8 +17,8 @@ and takes it out again: nothing is ordered, and nothing refers to a slot any lon
   not looked at before these have expired or left.  So slots with many different deadlines cost a few
   passes through all of them in a second.
 - When it comes late, the hub was blocked or the process was stopped.  What has arrived meanwhile is
-  received after the timers of the turn, and what was to be sent before has not been sent.  So it comes
-  once more, as much later as it was late: that time is not the peer's.
+  received after the timers of the turn, and what was to be sent before has not been sent.  So the slots
+  that are due are given as much time as the timer was late: that time was not the peer's.
 - The loop is kept alive while a slot waits, and not afterwards: the timer stays, without a reference.
 
 Cost: a wait takes 2,500 instructions less than with a timer of its own, and 1,500 less if no other
@@ -90,8 +90,8 @@ class Timeouts:
         self._loop = loop
         #: When the timer comes.
         self._timer_at = _FAR
-        #: It came late, and comes once more: never twice, as each turn of a busy hub may take long.
-        self._is_second_look = False
+        #: The deadline of the slots that were given more time last.
+        self._given_until = 0.0
         #: A heap of the slots whose deadline is before ``noted_before``, and of some that have left.
         self._near: list[tuple[float, int, Waiter]] = []
         #: By which two entries of one moment differ.
@@ -121,16 +121,21 @@ class Timeouts:
             self.timer, self._timer_at = timer, at
             former.close()
 
+    def _give(self, seconds: float, now: float) -> None:
+        """Give the slots that are due some more time.  Once: each turn of a busy hub may take long."""
+        given_until, self._given_until = self._given_until, now + seconds
+        for waiter, at in self.waiting.items():
+            if at <= now and at != given_until:
+                self.waiting[waiter] = now + seconds
+        self._near.clear()
+
     def _on_timer(self) -> None:
         """Expire what is due.  In the hub."""
         waiting, near, now = self.waiting, self._near, monotonic()
         late = now - self._timer_at
         self._timer_at = _FAR
-        if late > LATE and not self._is_second_look:
-            self._is_second_look = True
-            self._come_at(now + min(late, GRACE))
-            return
-        self._is_second_look = False
+        if late > LATE:
+            self._give(min(late, GRACE), now)
         try:
             if not near:
                 self.noted_before = now + SPAN

@@ -230,8 +230,22 @@ def test_a_timer_that_comes_late_comes_once_more_before_any_expires(board: Board
     strike_late(board, 1.25)
     assert not board.expired
     answered.leave()
-    strike_late(board, 2.0)  # the turn of a busy hub, which has been looked at once
+    strike_late(board, 2.0)  # each turn of a busy hub may take long
     assert [wait for wait, _ in board.expired] == [other]
+
+
+def test_who_comes_after_a_late_timer_expires_in_time(board: Board) -> None:
+    late = board.wait(1.0)
+    strike_late(board, 3.0)
+    later = board.wait(0.5)
+    board.loop.run(0.9)
+    assert [wait for wait, _ in board.expired] == [later]
+    assert seconds(board) == [3.5]
+    board.loop.run(0.2)
+    assert [wait for wait, _ in board.expired] == [later, late]
+    other = board.wait(1.0)
+    strike_late(board, 2.0)
+    assert other in board.timeouts.waiting
 
 
 @pytest.mark.parametrize(("late", "more"), [(0.25, 0.25), (60.0, GRACE)])
