@@ -999,7 +999,7 @@ class Claimer:
         self._due: DueFeeds[StoreFeed] = DueFeeds()
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
-        #: Wakes those who wait for its end; None: nobody does.
+        #: Wakes the greenlets that wait for its end; None: there are none.
         self._ended: Condition | None = None
         self.claiming = OnDemand("claim", self._claim_all)
         self._is_stopped = False
