@@ -54,7 +54,8 @@ def ids(request: pytest.FixtureRequest, unique: str, tmp_path: Path) -> Iterator
     else:
         import redis
 
-        client = redis.Redis.from_url(request.getfixturevalue("redis_url"))
+        # Calls of killed handlers go on; redis-py 8 refuses more than 100 at once.
+        client = redis.Redis.from_url(request.getfixturevalue("redis_url"), max_connections=1000)
         yield RedisIds(client, prefix=unique)
         client.close()
 

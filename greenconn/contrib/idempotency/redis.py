@@ -37,7 +37,7 @@ class RedisIds(IdStore):
     Arguments:
         server: a URL, or a :class:`greenconn.Connection` with a redis transport, over whose green
             sockets the commands are sent; or a client of redis-py, which blocks the other greenlets
-            unless the process is patched.
+            unless the process is patched, and refuses more than its ``max_connections`` calls at once.
         prefix: of the keys.
     """
 
