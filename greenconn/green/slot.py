@@ -90,8 +90,8 @@ class Timeouts:
         self._loop = loop
         #: When the timer comes.
         self._timer_at = _FAR
-        #: The deadline of the slots that were given more time last.
-        self._given_until = 0.0
+        #: The deadlines of the slots that were given more time.
+        self._given: set[float] = set()
         #: A heap of the slots whose deadline is before ``noted_before``, and of some that have left.
         self._near: list[tuple[float, int, Waiter]] = []
         #: By which two entries of one moment differ.
@@ -123,10 +123,11 @@ class Timeouts:
 
     def _give(self, seconds: float, now: float) -> None:
         """Give the slots that are due some more time.  Once: each turn of a busy hub may take long."""
-        given_until, self._given_until = self._given_until, now + seconds
+        until = now + seconds
         for waiter, at in self.waiting.items():
-            if at <= now and at != given_until:
-                self.waiting[waiter] = now + seconds
+            if at <= now and at not in self._given:
+                self.waiting[waiter] = until
+        self._given = {until, *(each for each in self._given if each > now)}
         self._near.clear()
 
     def _on_timer(self) -> None:

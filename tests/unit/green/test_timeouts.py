@@ -248,6 +248,16 @@ def test_who_comes_after_a_late_timer_expires_in_time(board: Board) -> None:
     assert other in board.timeouts.waiting
 
 
+def test_what_was_given_more_time_expires_although_others_are_given_some(board: Board) -> None:
+    late = board.wait(1.0)
+    strike_late(board, 2.0)
+    board.wait(0.1)
+    strike_late(board, 0.3)
+    assert not board.expired
+    strike_late(board, 1.0)
+    assert late in [wait for wait, _ in board.expired]
+
+
 @pytest.mark.parametrize(("late", "more"), [(0.25, 0.25), (60.0, GRACE)])
 def test_what_is_late_is_given_as_much_again(board: Board, late: float, more: float) -> None:
     board.wait(1.0)
