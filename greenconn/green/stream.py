@@ -315,15 +315,10 @@ def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
     watcher = hub.loop.io(sock.fileno(), 2)
     connecting = _Connecting(sock, watcher)
     forget_at_fork(connecting)
-    timeout = gevent.Timeout(deadline.left())
+    slot: Slot[None] = Slot()
     try:
-        with timeout:
-            hub.wait(watcher)
-    except gevent.Timeout as exc:
-        if exc is not timeout:
-            raise
-        if not _is_connected(sock):  # since then, while the hub was blocked
-            raise TimeoutError("timed out") from None
+        watcher.start(slot.offer, None)
+        slot.wait(deadline)
     finally:
         watcher.close()
 
@@ -468,7 +463,7 @@ class Stream:
             return
         self._shaken = Slot()
         self.writer.write_sealed(self._tls.start())
-        self._shaken.wait(deadline)
+        self._shaken.wait(deadline.renewed())
 
     def pause(self) -> None:
         """Stop receiving, so that the peer has to wait.  Never switches."""

@@ -482,7 +482,7 @@ class AmqpLink(Link):
             self._stream = Stream(sock, intake.take, intake.lost, self.where, self._tls, intake)
             self.flow_control.writer = self._stream.writer
             step = "the TLS handshake"
-            self._stream.handshake(deadline.renewed())
+            self._stream.handshake(deadline)
             step = "the AMQP handshake"
             self.writer.write(PROTOCOL_HEADER)
             self.handshake.run(self, deadline.renewed())

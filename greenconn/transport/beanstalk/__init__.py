@@ -196,7 +196,7 @@ class BeanstalkStore(Store):
         self._pipelines.append(pipeline)
         if self._is_over:
             pipeline.close()
-        pipeline.stream.handshake(deadline.renewed())
+        pipeline.stream.handshake(deadline)
         return pipeline
 
     def reserve_connection(self) -> ReserveConnection:

@@ -168,7 +168,7 @@ def open_pipeline(
         sock, tls = address.connect(deadline)
         pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
         step = "the TLS handshake"
-        pipeline.stream.handshake(deadline.renewed())
+        pipeline.stream.handshake(deadline)
         step = "the login"
         return pipeline, _log_in(pipeline, login, deadline.renewed())
     except BaseException as exc:
