@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.boards import BOARDS, Board
-from benchmarks.chart import draw
+from benchmarks.chart import add_option, draw
 from benchmarks.native import FOLDER, NATIVE, CannotBuild
 from benchmarks.runner import Results, broker, measured, profiled
 from benchmarks.table import Report
@@ -44,8 +44,6 @@ def main() -> int:
                 rival = (options.rival or ["greenconn"])[0]
                 return profiled(board, options.profile, rival, messages=options.count, url=url)
             report = _measure(options, board, url, console)
-    if options.chart:
-        draw(report, options.chart)
     if options.json:
         print(report.json())
     elif options.rst:
@@ -54,6 +52,11 @@ def main() -> int:
         Console(width=None if sys.stdout.isatty() else 200).print(report.text())
     for note in report.notes():
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if options.chart:
+        try:
+            draw(report, options.chart)
+        except (OSError, ValueError) as exc:
+            sys.exit(f"{options.chart}: {exc}")
     return 1 if report.results.failures else 0
 
 
@@ -131,7 +134,7 @@ def _arguments() -> argparse.Namespace:
     add("--budget", action="store_true", help="show what greenconn may cost at most")
     add("--rst", action="store_true", help="print the table as reStructuredText")
     add("--json", action="store_true", help="print all figures as JSON")
-    add("--chart", type=Path, metavar="FILE", help="draw all figures into this SVG file, too")
+    add_option(parser, "all figures")
     add("--figures", type=Path, metavar="FILE", help="measure nothing: show what --json printed")
     add("--profile", choices=works, metavar="WORK", help="print where its CPU time goes")
     options = parser.parse_args()

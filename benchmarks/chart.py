@@ -5,6 +5,8 @@ Rows in which greenconn is alone have no panel.
 
 from __future__ import annotations
 
+import argparse
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -38,6 +40,26 @@ STYLE: Final[dict[Any, Any]] = {
 }
 
 
+def add_option(parser: argparse.ArgumentParser, drawn: str) -> None:
+    """Add ``--chart FILE``, refused where matplotlib is missing: before minutes of measuring, not after.
+
+    Arguments:
+        parser: of a program that measures.
+        drawn: what is drawn, for the help.
+    """
+    parser.add_argument("--chart", type=_drawable, metavar="FILE", help=f"draw {drawn} as SVG")
+
+
+def _drawable(path: str) -> Path:
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise argparse.ArgumentTypeError(
+            "matplotlib must be installed to draw: pip install --group bench"
+        ) from None
+    return Path(path)
+
+
 def draw(report: Report, path: Path) -> None:
     """Write a chart as SVG.
 
@@ -49,12 +71,9 @@ def draw(report: Report, path: Path) -> None:
         path: the file to write.
 
     Raises:
-        MissingExtra: matplotlib is not installed.
+        OSError: the file cannot be written.
         ValueError: no two libraries were measured.
     """
-    from greenconn.importing import needed
-
-    needed("matplotlib", "matplotlib", "bench")
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 

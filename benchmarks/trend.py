@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.boards import BOARDS, Board
-from benchmarks.chart import OTHERS, OURS, STYLE, TEXT
+from benchmarks.chart import OTHERS, OURS, STYLE, TEXT, add_option
 from benchmarks.runner import broker, run
 from benchmarks.table import plain
 
@@ -93,7 +93,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="how often each is measured (5)")
     add("--count", type=int, default=10_000, help="messages of a measurement (10,000)")
     add("--history", type=Path, metavar="FILE", help="append the ratios to this file")
-    add("--chart", type=Path, metavar="FILE", help="draw the history into this SVG file")
+    add_option(parser, "the history")
     options = parser.parse_args()
     if options.chart is not None and options.history is None:
         parser.error("--chart must be given with --history")
@@ -204,11 +204,8 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         path: the file to write.
 
     Raises:
-        MissingExtra: matplotlib is not installed.
+        OSError: the file cannot be written.
     """
-    from greenconn.importing import needed
-
-    needed("matplotlib", "matplotlib", "bench")
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 

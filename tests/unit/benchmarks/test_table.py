@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.boards import BOARDS
-from benchmarks.chart import draw
+from benchmarks.chart import add_option, draw
 from benchmarks.runner import Results
 from benchmarks.table import Report
 from benchmarks.works import WORKS, Budget
@@ -98,3 +100,14 @@ def test_slow_works_take_fewer_messages() -> None:
     assert WORKS["publish"].count(10_000) == 10_000
     assert WORKS["connect"].count(10_000) == 100
     assert all(work.count(1) >= 1 for work in WORKS.values())
+
+
+def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    parser = argparse.ArgumentParser()
+    add_option(parser, "all figures")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--chart", "chart.svg"])
+    assert "pip install --group bench" in capsys.readouterr().err
