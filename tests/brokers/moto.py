@@ -57,7 +57,7 @@ class MotoServer(Server):
 
     def __init__(self, keeper: Keeper) -> None:
         if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-            raise NoBroker("moto[server] is not installed")
+            raise NoBroker("moto and flask are not installed")
         super().__init__(keeper)
 
     @property
