@@ -84,7 +84,7 @@ def cache_folder(scratch: Path) -> Path:
     return folder
 
 
-def make(root: Path, fill: Callable[[Path], None]) -> None:
+def make(root: Path, fill: Callable[[Path], object]) -> None:
     """Make a folder of the cache at once: another run finds all of it or nothing."""
     with tempfile.TemporaryDirectory(prefix=".new-", dir=root.parent) as work:
         made = Path(work, "root")

@@ -199,17 +199,36 @@ class RabbitMQHandle:
 
     def add_vhost(self, name: str) -> str:
         """Make a virtual host that ``guest`` may use; returns its address.  May switch."""
-        vhost, user, all_names = binary(name), binary("guest"), binary(".*")
-        self._call(f"rabbit_vhost:add({vhost}, {user})")
-        names = ", ".join([all_names] * 3)
-        self._call(
-            f"rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {names}, {user})"
-        )
+        self._call(f"rabbit_vhost:add({binary(name)}, {binary('guest')})")
+        self._permit("guest", name, ".*")
         return self.url_of(name)
 
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with all that is in it.  May switch."""
         self._call(f"rabbit_vhost:delete({binary(name)}, {binary('guest')})")
+
+    def add_user(self, name: str, password: str, vhost: str = "/", configured: str = ".*") -> None:
+        """Make a user who may read and write all of *vhost*.  May switch.
+
+        Arguments:
+            configured: the names of what it may declare there, as a regular expression.
+        """
+        words = ", ".join(map(binary, (name, password, "guest")))
+        self._call(f"rabbit_auth_backend_internal:add_user({words})")
+        self._permit(name, vhost, configured)
+
+    def _permit(self, user: str, vhost: str, configured: str) -> None:
+        words = ", ".join(map(binary, (user, vhost, configured, ".*", ".*", "guest")))
+        self._call(f"rabbit_auth_backend_internal:set_permissions({words})")
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user.  May switch."""
+        self._call(f"rabbit_auth_backend_internal:delete_user({binary(name)}, {binary('guest')})")
+
+    def set_password(self, name: str, password: str) -> None:
+        """Give a user another password.  May switch."""
+        words = ", ".join(map(binary, (name, password, "guest")))
+        self._call(f"rabbit_auth_backend_internal:change_password({words})")
 
     def message_count(self, queue: str, vhost: str) -> int:
         """How many messages are in a queue, those that consumers hold included.  May switch."""

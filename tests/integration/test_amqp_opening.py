@@ -331,8 +331,7 @@ def tls_rabbitmq(brokers: Brokers) -> Iterator[RabbitMQ]:
         },
     )
     broker.tls_port = port  # type: ignore[attr-defined]
-    broker.ctl("add_user", "client", "no matter")
-    broker.ctl("set_permissions", "client", ".*", ".*", ".*")
+    broker.add_user("client", "no matter")
     yield broker
     broker.close()
 

@@ -173,10 +173,9 @@ def works(connection: Connection, queue: str) -> list[Any]:
 def secret_url(rabbitmq: RabbitMQHandle, amqp_url: str, unique: str) -> Iterator[str]:
     """The address of the shared broker, for a user whose password is :data:`MARK`."""
     vhost = Connection(amqp_url).virtual_host
-    rabbitmq.ctl("add_user", unique, MARK)
-    rabbitmq.ctl("set_permissions", "-p", vhost, unique, f"{unique}.*", ".*", ".*")
+    rabbitmq.add_user(unique, MARK, vhost, configured=f"{unique}.*")
     yield f"amqp://{unique}:{quote(MARK, safe='')}@127.0.0.1:{rabbitmq.port}/{quote(vhost, safe='')}"
-    rabbitmq.ctl("delete_user", unique)
+    rabbitmq.delete_user(unique)
 
 
 def test_no_password_in_any_text(

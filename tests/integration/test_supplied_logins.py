@@ -35,20 +35,17 @@ class Broker:
         self._server = server
         self.scheme, _, rest = server.url.partition("://")
         self.place = rest.rpartition("@")[2]
-        self.set_password("one")
+        if isinstance(server, RabbitMQ):
+            server.add_user("app", "one")
+        else:
+            self.set_password("one")
 
     def set_password(self, password: str) -> None:
         """Let ``app`` log in with *password* only."""
         if isinstance(self._server, RabbitMQ):
-            self._server.ctl("delete_user", "app", "--quiet") if self._has_user() else None
-            self._server.ctl("add_user", "app", password)
-            self._server.ctl("set_permissions", "app", ".*", ".*", ".*")
+            self._server.set_password("app", password)
         else:
             self._call("ACL", "SETUSER", "app", "reset", "on", f">{password}", "~*", "&*", "+@all")
-
-    def _has_user(self) -> bool:
-        assert isinstance(self._server, RabbitMQ)
-        return "app" in self._server.ctl("list_users", "--quiet").split()
 
     def close_connections(self) -> None:
         """Close those of ``app``."""
@@ -68,7 +65,7 @@ class Broker:
     def remove_user(self) -> None:
         """Leave it as it was."""
         if isinstance(self._server, RabbitMQ):
-            self._server.ctl("delete_user", "app")
+            self._server.delete_user("app")
         else:
             self._call("ACL", "DELUSER", "app")
 
