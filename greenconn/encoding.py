@@ -124,13 +124,13 @@ class _Charsets(dict[Any, str | None]):
         return known
 
 
-_charsets: Final = _Charsets()
+charsets: Final = _Charsets()
 
 
 def as_text(raw: Any, encoding: Any) -> Any:
     """Return a body as amqp's ``auto_decode``: text where *encoding* is one of text, else as it is."""
     try:
-        known = _charsets[encoding]
+        known = charsets[encoding]
         return raw if known is None else str(raw, known)
     except (LookupError, UnicodeError, TypeError):  # not one of text, or text already
         return raw

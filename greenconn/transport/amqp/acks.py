@@ -93,7 +93,7 @@ class Acks:
             self.reject(tag, True)
             return
         if not self.ledger.requeued:
-            self._link.ack_later(self.flush)
+            self._writer.before_flush(self.flush)
         self.ledger.requeue(tag)
 
     def give_credit(self, tag: int) -> None:
@@ -103,7 +103,7 @@ class Acks:
         """
         if self._channel.cause is None:
             if not self.ledger.pending:
-                self._link.ack_later(self.flush)
+                self._writer.before_flush(self.flush)
             self.ledger.ack(tag)
 
     def flush(self) -> None:

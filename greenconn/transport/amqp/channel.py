@@ -777,7 +777,7 @@ class Channel(DeclaringChannel):
         ledger = acks.ledger
         # The first of the turn asks for the flush at its end.
         if not ledger.pending:
-            self.connection.ack_later(acks.flush)
+            self._writer.before_flush(acks.flush)
         try:
             is_known = ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)
         except BaseException as exc:

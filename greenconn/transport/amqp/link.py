@@ -449,7 +449,6 @@ class AmqpLink(Link):
         self._stream: Stream | None = None
         self._intake = _Intake(self)
         self._numbers = _ChannelNumbers()
-        self._acking: list[Callable[[], None]] = []
         self._closing: Slot[None] | None = None
         self._at_exit = _ExitRoundTrip(self)
         self._heartbeat: Heartbeat | None = None
@@ -709,19 +708,6 @@ class AmqpLink(Link):
                 extra={"connection": self.where},
             )
         return False
-
-    def ack_later(self, flush: Callable[[], None]) -> None:
-        """Call *flush*, which writes the acks of a channel, when this turn ends.  Never switches."""
-        if not self._acking:
-            stream = self._stream
-            assert stream is not None
-            stream.writer.before_flush(self._flush_acks)
-        self._acking.append(flush)
-
-    def _flush_acks(self) -> None:
-        acking, self._acking = self._acking, []
-        for flush in acking:
-            flush()
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all that was written has been given to the socket.  May switch.

@@ -21,7 +21,7 @@ from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps
 from amqp.serialization import loads as read_values
 
-from greenconn.encoding import as_text, plain_text
+from greenconn.encoding import as_text, charsets, plain_text
 from greenconn.exceptions import BodyTooLarge, DecodeError
 from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads
@@ -194,8 +194,14 @@ class Delivery(Message):
         if self._stage == _RAW:
             kind = content_kind(self._header[12:])
             if kind is not None:
-                content_type, encoding = kind
-                return loads(as_text(self.raw, encoding), content_type, encoding, self.accept)
+                content_type, encoding, known = kind
+                body: str | bytes = self.raw
+                try:  # as as_text(), without the call
+                    if known is not None:
+                        body = str(self.raw, known)
+                except (UnicodeError, TypeError):
+                    pass
+                return loads(body, content_type, encoding, self.accept)
             self._read(_HEADER_READ)
         if self._stage == _HEADER_READ and not _headers(self).get("compression"):
             encoding = _content_encoding(self)
@@ -369,9 +375,9 @@ _present: dict[int, tuple[_Fields, _Fields]] = {}
 #: fields that follow.
 _starts: dict[int, tuple[bytes, dict[str, Any], _Fields]] = {}
 _NO_START: Final[tuple[bytes, dict[str, Any], _Fields]] = b"", {}, ()
-#: Content type and encoding of the blocks in ``_unpacked``.
-_kinds: dict[bytes, tuple[str | None, str | None]] = {}
-#: Content type and encoding of a block, if it is a known one.  None: ask ``unpack_properties``; the
+#: Content type, encoding and character set of the blocks in ``_unpacked``.
+_kinds: dict[bytes, tuple[str | None, str | None, str | None]] = {}
+#: Those of a block, if it is a known one.  None: ask ``unpack_properties``; the
 #: next such block is known if it is worth keeping.
 content_kind: Final = _kinds.get
 
@@ -547,7 +553,8 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
             _unpacked.clear()
             _kinds.clear()
         _unpacked[block] = properties.copy()
-        _kinds[block] = (properties.get("content_type"), properties.get("content_encoding"))
+        encoding = properties.get("content_encoding")
+        _kinds[block] = (properties.get("content_type"), encoding, charsets[encoding])
     return properties
 
 

@@ -23,6 +23,8 @@ class Writer:
     def __init__(self) -> None:
         self.answers: list[tuple[tuple[int, int], int, int]] = []
         self.error: BaseException | None = None
+        self.later: list[Callable[[], None]] = []
+        self.before_flush = self.later.append
 
     def write(self, frame: bytes) -> None:
         if self.error is not None:
@@ -36,7 +38,6 @@ class Scene:
 
     def __init__(self, *, has_nack: bool = True) -> None:
         self.writer = Writer()
-        self.later: list[Callable[[], None]] = []
         self.interrupted: list[tuple[str, BaseException]] = []
         channel: Any = SimpleNamespace(
             channel_id=1,
@@ -45,7 +46,6 @@ class Scene:
         )
         link: Any = SimpleNamespace(
             writer=self.writer,
-            ack_later=self.later.append,
             hub_affinity=SimpleNamespace(hub=get_hub()),
         )
         self.channel = channel
@@ -85,7 +85,7 @@ def test_requeues_are_written_at_the_end_of_the_turn(scene: Scene) -> None:
     for tag in (1, 2, 2):
         scene.acks.requeue_unseen(tag)
     assert scene.writer.answers == []
-    (flush,) = scene.later
+    (flush,) = scene.writer.later
     flush()
     assert scene.writer.answers == [(NACK, 2, REQUEUE | MULTIPLE)]
 
