@@ -71,7 +71,7 @@ INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
 #: Processes of each kind, were they equally busy.  The tests wait more than they compute, so there are
 #: more than cores.
-PROCESSES = 4
+PROCESSES = 3
 #: Seconds that are worth a process.
 WORTH = 60.0
 COMMANDS = {

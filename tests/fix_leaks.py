@@ -143,10 +143,10 @@ def open_sockets() -> Left:
         fd = int(name)
         try:
             status = os.fstat(fd)
-        except OSError:  # the descriptor of the listing itself
+            if stat.S_ISSOCK(status.st_mode):
+                found[fd, status.st_ino] = f"socket {fd} {_ends_of(fd)}"
+        except OSError:  # that of the listing itself, or one that a thread has closed meanwhile
             continue
-        if stat.S_ISSOCK(status.st_mode):
-            found[fd, status.st_ino] = f"socket {fd} {_ends_of(fd)}"
     return found
 
 
