@@ -152,7 +152,7 @@ def hearing(url: str, prefix: str, *, is_kept: bool = False) -> Iterator[Heard]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["sqlite", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("amqp", "redis"))]
+    "kind", ["amqp", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("redis", "sqlite"))]
 )
 def test_processes_of_greenconn_run(request: pytest.FixtureRequest, kind: str, unique: str) -> None:
     with hearing(request.getfixturevalue(f"{kind}_url"), unique) as heard:
