@@ -6,6 +6,7 @@ Options that are not listed below go to pytest, as do paths.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import random
@@ -69,8 +70,8 @@ LONG_RUN_TIMEOUT = 4 * 3600.0
 #: Seconds that pytest has after Ctrl-C to say what it was doing.
 INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
-#: Processes of each kind, were they equally busy.  The tests wait more than they compute, so there are
-#: more than cores.
+#: Processes of each kind, were they equally busy.  The tests wait about as long as they compute, so
+#: there are more than cores; the more there are, the more each takes of the processor.
 PROCESSES = 3
 #: Seconds that are worth a process.
 WORTH = 60.0
@@ -94,8 +95,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     raise_limit()
-    # The tests start hundreds of programs: each would compile the library anew.
+    # The tests start hundreds of programs: each would compile the library anew, and so would the
+    # processes that begin at once.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir(ROOT / "greenconn", quiet=2)
     if options.servers:
         os.environ[SERVERS] = options.servers
     try:

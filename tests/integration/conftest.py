@@ -29,8 +29,8 @@ _ALWAYS = {"amqp", "memory", "redis", "sqlite"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave a part of what is no test of the table to ``--full``: all over slow stand-ins, half elsewhere."""
-    seed = config.getoption("randomly_seed")
+    """Leave what is no test of the table to ``--full``: all over slow stand-ins, half elsewhere."""
+    seed = None if config.getoption("--full-once") else config.getoption("randomly_seed")
     for item in items:
         if not isinstance(item, pytest.Function) or item.originalname in _SHOWN:
             continue
@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = names and (names.get("side") or names.get("broker_kind"))
         if not name or name in _ALWAYS:
             continue
-        if name in _SLOW or crc32(f"{seed} {item.nodeid}".encode()) % 2:
+        is_left = seed is not None and crc32(f"{seed} {item.nodeid}".encode()) % 2
+        if is_left or name in _SLOW:
             item.add_marker(pytest.mark.full)
 
 

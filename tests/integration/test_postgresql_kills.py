@@ -15,7 +15,7 @@ pytestmark = pytest.mark.programs
 @pytest.mark.parametrize(
     ("faults", "few", "many"),
     [
-        ((), 16, 2000),
+        ((), 8, 2000),
         pytest.param(
             ("--terminations", "10", "--restarts", "1", "--longest", "1"),
             *(8, 300),
