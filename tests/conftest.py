@@ -104,6 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
         get_hub().loop.install_sigchld()
     config.stash[share] = Share.taken()
     config.stash[summary] = os.environ.pop(SUMMARY, None)
+    gc.disable()  # until all is collected, of which nothing is garbage
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -208,6 +209,7 @@ def pytest_collection_finish() -> None:
 
     It makes the collection and the search for greenlets after each test quick.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
 

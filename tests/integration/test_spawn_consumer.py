@@ -509,6 +509,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * 4096
 
 
+@pytest.mark.full
 def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool) -> None:
     number = 1000 if long else 120
     broker = Broker(own_rabbitmq.url)
