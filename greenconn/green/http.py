@@ -157,7 +157,7 @@ class HttpClient:
             is_kept, response = connection.was_used, ResponseParser(method, limit)
             exchange = HttpExchange(response)
             try:
-                connection.ask(head, body, exchange, deadline)
+                connection.ask(head, body, exchange, deadline.renewed())
             except ConnectionError:
                 if not (is_kept and repeats) or response.has_begun or deadline.has_ended:
                     raise
@@ -197,7 +197,7 @@ class HttpClient:
         self._reading.add(connection)
         lines = ResponseLines(connection, ResponseParser(method, limit + AHEAD), limit)
         try:
-            connection.ask(head, body, lines, deadline)
+            connection.ask(head, body, lines, deadline.renewed())
         except BaseException:
             connection.close()
             raise

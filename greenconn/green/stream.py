@@ -32,7 +32,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 from weakref import WeakKeyDictionary
 
-import gevent
 from gevent import Greenlet, get_hub
 from gevent.hub import Hub
 from greenlet import getcurrent
@@ -103,6 +102,7 @@ def connect_tcp(
         OSError: the name is unknown, or every address refused; names host and port.
     """
     addresses = _in_order(resolve(host, port, deadline))
+    deadline = deadline.renewed()
     error: OSError | None = None
     for tried, address in enumerate(addresses):
         try:
@@ -180,19 +180,19 @@ def resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
         return [literal]  # getaddrinfo of a number costs 100 us and a thread
     if "://" in host:  # a name of no host, and it may have a password
         raise ValueError(f"host must be a name or an address, got the URL {mask_secrets(host)!r}")
-    timeout = gevent.Timeout(deadline.left())
+    found: Slot[Sequence[tuple[Any, Any, int, str, Any]]] = Slot()
+    looking = spawn("name", _look_up_into, found, host, port)
     try:
-        with timeout:
-            found = _look_up(host, port)
-    except gevent.Timeout as exc:
-        if exc is not timeout:
-            raise
+        infos = found.wait(deadline)
+    except TimeoutError:
         raise TimeoutError(f"looking up {host!r} took longer than {_seconds(deadline)}") from None
     except OSError as exc:
         raise type(exc)(exc.errno, f"cannot find host {host!r}: {exc.strerror}") from exc
     except UnicodeError as exc:  # a label that is empty or too long
         raise _socket.gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
-    return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in found]
+    finally:
+        looking.kill(block=False)
+    return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in infos]
 
 
 def _in_order(addresses: Sequence[Address]) -> Sequence[Address]:
@@ -226,6 +226,14 @@ def _forget_former() -> float:
 def _shuffle(addresses: list[Address]) -> None:
     # Without the random module, whose import costs more than a connection.
     addresses.sort(key=lambda _: os.urandom(8))
+
+
+def _look_up_into(found: Slot[Any], host: str, port: int) -> None:
+    # A greenlet of its own, so that a slot waits: it knows the time for which the hub was blocked.
+    try:
+        found.offer(_look_up(host, port))
+    except Exception as exc:
+        found.fail(exc)
 
 
 def _look_up(host: str, port: int) -> Sequence[tuple[Any, Any, int, str, Any]]:

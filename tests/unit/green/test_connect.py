@@ -16,6 +16,7 @@ from gevent import socket
 from greenconn.green import stream as connect_module
 from greenconn.green.deadline import Deadline
 from greenconn.green.stream import KEEPALIVE, avoid, connect_tcp, connect_unix, numeric
+from greenconn.importing import native
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import open_sockets
@@ -335,3 +336,23 @@ def test_a_timeout_of_the_kernel_is_raised_as_such(monkeypatch: pytest.MonkeyPat
     ) as caught:
         connect_tcp("127.0.0.1", 1, LONG)
     assert caught.value.errno == errno.ETIMEDOUT
+
+
+def test_a_name_that_is_found_while_the_hub_is_blocked_is_no_timeout(peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(10))
+    connecting = gevent.spawn(connect_tcp, "localhost", server.port, Deadline(0.2))
+    gevent.sleep(0)  # a thread looks it up
+    native("time", "sleep")(0.5)
+    connecting.get(timeout=60).close()
+
+
+def test_an_error_of_a_lookup_is_that_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise _socket.gaierror(_socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(connect_module, "_look_up", fail)
+    with pytest.raises(
+        _socket.gaierror, match="cannot find host 'nowhere': no such name"
+    ) as caught:
+        connect_tcp("nowhere", 1, LONG)
+    assert caught.value.errno == _socket.EAI_NONAME
