@@ -12,6 +12,7 @@ from gevent.threadpool import ThreadPool
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue, binding
 from greenconn.exceptions import NotFound, RecoverableConnectionError, Unroutable, WrongHub
+from greenconn.importing import native
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.worker import spawn_consumer
@@ -166,3 +167,16 @@ def test_kinds_of_exchanges(connection: Connection) -> None:
     for kind in ("direct", "topic", "fanout", "headers"):
         assert connection.supports_exchange_type(kind)
     assert not connection.supports_exchange_type("carrier")
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("turns", [0, 1, 2, 4])
+def test_a_blocked_hub_is_no_slow_server(kind_url: str, turns: int) -> None:
+    """Whichever step of connecting another greenlet's computation comes to, that has all of its time."""
+    by_name = kind_url.replace("127.0.0.1", "localhost")
+    with Connection(by_name, connect_timeout=2.0) as connection:
+        connecting = gevent.spawn(connection.connect)
+        for _ in range(turns):
+            gevent.sleep(0.0005)
+        native("time", "sleep")(2.5)
+        connecting.get(timeout=SOON)

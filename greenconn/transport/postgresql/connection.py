@@ -262,7 +262,7 @@ def connect(conninfo: Mapping[str, Any], deadline: Deadline, where: str) -> Conn
         try:
             for address in _addresses(attempt, limit):
                 try:
-                    return _connect(address, limit)
+                    return _connect(address, limit.renewed())
                 except psycopg.Error as exc:
                     error = as_error(exc, where)
                     error.__cause__ = exc
@@ -321,6 +321,7 @@ def _connect(conninfo: Mapping[str, Any], deadline: Deadline) -> Connection:
                 raise psycopg.OperationalError(_said(pgconn))
             events = _READ if status == pq.PollingStatus.READING else _WRITE
             _wait_once(pgconn.socket, events, deadline)
+            deadline = deadline.renewed()
         pgconn.nonblocking = 1
         connection = Connection(pgconn)
     except BaseException:

@@ -128,7 +128,7 @@ class ClusterPlacement:
         try:
             self.nodes.refresh(deadline)
             self._begin(self.commands, _tags()[0])
-            self.commands.pipeline.call(PING, deadline)
+            self.commands.pipeline.call(PING, deadline.renewed())
         except BaseException:
             self.close()
             raise

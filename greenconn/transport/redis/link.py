@@ -638,7 +638,7 @@ class SinglePlacement:
         try:
             commands.begin(pipeline, welcome.protocol, owner)
             check_eviction(pipeline)
-            pipeline.call(PING, deadline)
+            pipeline.call(PING, deadline.renewed())
             commands.watch(pipeline)
         except BaseException:
             pipeline.close()

@@ -237,7 +237,7 @@ class Nodes:
         login = self._any_login()
         pipeline, _ = open_pipeline(address, login, deadline, ignore, ignore)
         try:
-            reply = pipeline.call(_SLOTS, deadline, "asking for slots")
+            reply = pipeline.call(_SLOTS, deadline.renewed(), "asking for slots")
             self._take_slots(reply, address.host, address.where)
         finally:
             pipeline.close()

@@ -146,6 +146,7 @@ class CommandPipeline(ABC):
         """
         if self.writer.must_wait:
             self.wait_writable(deadline)
+            deadline = deadline.renewed()
         slot: Slot[Any] = Slot()
         self.post(command, slot.offer)
         reply = slot.wait(deadline)
@@ -165,6 +166,7 @@ class CommandPipeline(ABC):
             return []
         if self.writer.must_wait:
             self.wait_writable(deadline)
+            deadline = deadline.renewed()
         slot: Slot[Any] = Slot()
         replies = self.post_all(commands, slot.offer)
         replies.append(slot.wait(deadline))
