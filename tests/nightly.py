@@ -20,7 +20,8 @@ LOGS: Final = ROOT / "build" / "nightly"
 PYTHON: Final = sys.executable
 #: Name and command of each step.
 STEPS: Final[dict[str, tuple[str, ...]]] = {
-    "full": (PYTHON, "-m", "tests", "--full-once"),
+    # One process more of each kind: what only this run has waits more than it computes.
+    "full": (PYTHON, "-m", "tests", "--full-once", "--processes", "4"),
     "newer-servers": (PYTHON, "-m", "tests", "--servers", "newer"),
     "newest-python": (".ci/on-python", "newest", "--core", "--patched-only"),
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
