@@ -496,6 +496,8 @@ def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_pa
                 )
             )
         greenconn.publish("q", 1, connection=connection, declare=True)
+        # None of them is a process that could be woken.
+        until(lambda: not rows_in(path, "SELECT 1 FROM consumers"))
     assert (tmp_path / "precious").read_text() == "untouched"
     assert (tmp_path / "broker.db-aa.wake").read_text() == "no pipe"
 

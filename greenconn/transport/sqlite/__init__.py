@@ -339,8 +339,7 @@ class SqliteStore(Store):
             on_left=self._seen_in_vain,
         )
         for owner in seen.orphans:
-            with suppress(OSError):
-                os.unlink(self._pipe(owner))
+            remove_pipe(self._pipe(owner))
         # A process that does not read its pipe is dead; a living one is woken to renew its lease.
         self._wake_processes({owner: {0} for owner in seen.overdue})
         for name in seen.gone:
@@ -636,3 +635,10 @@ def wake_process(path: str, words: list[bytes]) -> bool:
     finally:
         os.close(writer)
     return True
+
+
+def remove_pipe(path: str) -> None:
+    """Remove the pipe of a process that has died; what is not a pipe stays.  Never switches."""
+    with suppress(OSError):
+        if stat.S_ISFIFO(os.lstat(path).st_mode):
+            os.unlink(path)
