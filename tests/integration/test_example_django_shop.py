@@ -101,15 +101,16 @@ def test_killed_processes(shop: Shop) -> None:
     site = shop.site
     with psycopg.connect(shop.database.info.dsn) as other:
         other.execute("LOCK TABLE shop_invoice IN SHARE MODE")
-        accepted = [shop.order("tea", "milk") for _ in range(3)]
+        # As many as one process handles at once: it may be the one that gets them all.
+        accepted = [shop.order(*items) for items in (("tea", "milk"), ("tea", "milk"), ("tea",))]
         waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'shop_invoice'::regclass"
-        until(lambda: len(shop.database.execute(waiting).fetchall()) == 6, SOON, "all handlers")
+        until(lambda: len(shop.database.execute(waiting).fetchall()) == 5, SOON, "all handlers")
         _, *consumers = site.processes("runconsumers")
         for each in consumers:
             site.kill(each)
         other.rollback()
     shop.check()
-    assert len(shop.numbers("invoice")) == sum(len(each or ()) for each in accepted) == 6
+    assert len(shop.numbers("invoice")) == sum(len(each or ()) for each in accepted) == 5
 
     # And while there is much to do.
     requests = [gevent.spawn(shop.order, "tea") for _ in range(20)]
