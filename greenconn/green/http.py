@@ -157,7 +157,8 @@ class HttpClient:
             is_kept, response = connection.was_used, ResponseParser(method, limit)
             exchange = HttpExchange(response)
             try:
-                connection.ask(head, body, exchange, deadline.renewed())
+                # Opening one was a step; one of the pool took none.
+                connection.ask(head, body, exchange, deadline if is_kept else deadline.renewed())
             except ConnectionError:
                 if not (is_kept and repeats) or response.has_begun or deadline.has_ended:
                     raise

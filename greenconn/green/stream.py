@@ -101,8 +101,8 @@ def connect_tcp(
         TimeoutError: names the step that took too long.
         OSError: the name is unknown, or every address refused; names host and port.
     """
-    addresses = _in_order(resolve(host, port, deadline))
-    deadline = deadline.renewed()
+    found, deadline = resolve(host, port, deadline)
+    addresses = _in_order(found)
     error: OSError | None = None
     for tried, address in enumerate(addresses):
         try:
@@ -174,10 +174,11 @@ def _seconds(deadline: Deadline) -> str:
     return f"{deadline.timeout:g} s"
 
 
-def resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
+def resolve(host: str, port: int, deadline: Deadline) -> tuple[Sequence[Address], Deadline]:
+    """Return the addresses of *host*, and the deadline of what follows.  May switch, for a name."""
     literal = _literal(host, port)
     if literal is not None:
-        return [literal]  # getaddrinfo of a number costs 100 us and a thread
+        return [literal], deadline  # getaddrinfo of a number costs 100 us and a thread
     if "://" in host:  # a name of no host, and it may have a password
         raise ValueError(f"host must be a name or an address, got the URL {mask_secrets(host)!r}")
     found: Slot[Sequence[tuple[Any, Any, int, str, Any]]] = Slot()
@@ -192,7 +193,8 @@ def resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
         raise _socket.gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
     finally:
         looking.kill(block=False)
-    return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in infos]
+    addresses = [(int(family), int(kind), proto, at) for family, kind, proto, _, at in infos]
+    return addresses, deadline.renewed()
 
 
 def _in_order(addresses: Sequence[Address]) -> Sequence[Address]:

@@ -357,14 +357,14 @@ class CouchApi:
         """
         status, found = self._ask("GET", "", deadline=deadline)
         if status == 404:
-            status, made = self._ask("PUT", "", deadline=deadline)
+            status, made = self._ask("PUT", "", deadline=deadline.renewed())
             if status not in (201, 202, 412):  # 412: another client was faster
                 if status in (400, 401, 403):
                     raise NoSuchDatabase(
                         str(refusal(status, made, self.where, "creating the database"))
                     )
                 raise refusal(status, made, self.where, "creating the database")
-            status, found = self._ask("GET", "", deadline=deadline)
+            status, found = self._ask("GET", "", deadline=deadline.renewed())
         if status != 200:
             raise refusal(status, found, self.where, "opening the database")
         if not isinstance(found, dict) or "update_seq" not in found:

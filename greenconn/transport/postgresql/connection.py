@@ -260,9 +260,10 @@ def connect(conninfo: Mapping[str, Any], deadline: Deadline, where: str) -> Conn
     for number, attempt in enumerate(attempts):
         limit = deadline.share(len(attempts) - number)
         try:
-            for address in _addresses(attempt, limit):
+            addresses, limit = _addresses(attempt, limit)
+            for address in addresses:
                 try:
-                    return _connect(address, limit.renewed())
+                    return _connect(address, limit)
                 except psycopg.Error as exc:
                     error = as_error(exc, where)
                     error.__cause__ = exc
@@ -296,15 +297,17 @@ def _attempts(conninfo: Mapping[str, Any]) -> list[dict[str, Any]]:
     return attempts
 
 
-def _addresses(attempt: dict[str, Any], deadline: Deadline) -> list[dict[str, Any]]:
-    """Return the parameters for each address of a host.  May switch."""
+def _addresses(
+    attempt: dict[str, Any], deadline: Deadline
+) -> tuple[list[dict[str, Any]], Deadline]:
+    """Return the parameters for each address of a host, and the deadline for them.  May switch."""
     host = attempt.get("host")
     if not host or host.startswith(("/", "@")) or attempt.get("hostaddr"):
-        return [attempt]
-    found = resolve(host, int(attempt.get("port") or 5432), deadline)
+        return [attempt], deadline
+    found, deadline = resolve(host, int(attempt.get("port") or 5432), deadline)
     # libpq checks the certificate against ``host``, and does not look it up.
     numbers = dict.fromkeys(str(address[3][0]) for address in found)
-    return [{**attempt, "hostaddr": number} for number in numbers]
+    return [{**attempt, "hostaddr": number} for number in numbers], deadline
 
 
 def _connect(conninfo: Mapping[str, Any], deadline: Deadline) -> Connection:

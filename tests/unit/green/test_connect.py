@@ -356,3 +356,11 @@ def test_an_error_of_a_lookup_is_that_of_the_caller(monkeypatch: pytest.MonkeyPa
     ) as caught:
         connect_tcp("nowhere", 1, LONG)
     assert caught.value.errno == _socket.EAI_NONAME
+
+
+def test_a_deadline_that_had_ended_is_not_begun_anew_without_a_lookup() -> None:
+    ended = Deadline(0.001)
+    until(lambda: ended.has_ended)
+    assert connect_module.resolve("127.0.0.1", 1, ended)[1] is ended
+    with pytest.raises(TimeoutError, match="looking up 'localhost' took longer"):
+        connect_module.resolve("localhost", 1, ended)
