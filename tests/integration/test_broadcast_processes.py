@@ -84,7 +84,15 @@ class Heard:
 
     def wait_heard(self, messages: list[Any], processes: set[int]) -> None:
         """Wait until each of *processes* has heard each of *messages* once."""
-        until(lambda: all(self.hearers(each) == processes for each in messages), what="all")
+        heard: dict[Any, set[int]] = {}
+
+        def is_all() -> bool:
+            heard.update((each, self.hearers(each)) for each in messages)
+            return all(pids == processes for pids in heard.values())
+
+        with suppress(AssertionError):
+            until(is_all)
+        assert heard == dict.fromkeys(messages, processes), f"reports: {self.reports}"
         assert set(self.reports.values()) == {1}
 
     def check_over_time(self, manager: int, hang_up: Callable[[], Any]) -> None:
