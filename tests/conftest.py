@@ -18,7 +18,7 @@ from gevent import get_hub, monkey
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import newer
-from tests.shares import Share, chosen_kind, is_core, sample
+from tests.shares import Share, chosen_kind, is_core, is_in_half, sample
 
 pytest_plugins = [
     "tests.fix_brokers",
@@ -180,13 +180,14 @@ def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
 
 
 def _samples(items: list[pytest.Item], seed: object) -> set[str]:
-    """Return the tests that remain when those marked ``sampled`` run a part of their cases."""
+    """Return the tests that remain when those marked ``sampled`` or ``halved`` run in part."""
     cases: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
     chosen = set()
     for item in items:
         marker = item.get_closest_marker("sampled")
         if marker is None:
-            chosen.add(item.nodeid)
+            if not item.get_closest_marker("halved") or is_in_half(item.nodeid, seed):
+                chosen.add(item.nodeid)
         else:
             (count,) = marker.args
             cases[item.nodeid.partition("[")[0], count].append(item.nodeid)

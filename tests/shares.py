@@ -112,6 +112,11 @@ def sample(cases: Iterable[str], count: int, seed: str) -> list[str]:
     return random.Random(seed).sample(known, min(count, len(known)))
 
 
+def is_in_half(test: str, seed: object) -> bool:
+    """Return whether a run has a test of which every other run, on average, has none."""
+    return crc32(f"{seed} {test}".encode()) % 2 == 0
+
+
 def known_costs(kind: str, is_full: bool) -> Costs:
     """Return what the files take in a *kind* of process, in full or without what is left to that."""
     costs: dict[str, Costs] = json.loads(COSTS.read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 
@@ -19,6 +18,7 @@ from tests.integration.capabilities import EVERYWHERE, EXAMPLES, HOOKED, KINDS, 
 from tests.integration.contract import Side
 from tests.integration.processes import ROOT
 from tests.integration.redis_clients import Control, control
+from tests.shares import is_in_half
 
 #: The tests behind the table of what all can.
 _SHOWN = {name for names in EVERYWHERE.values() for name in names}
@@ -38,8 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         name = names and (names.get("side") or names.get("broker_kind"))
         if not name or name in _ALWAYS:
             continue
-        is_left = seed is not None and crc32(f"{seed} {item.nodeid}".encode()) % 2
-        if is_left or name in _SLOW:
+        if name in _SLOW or (seed is not None and not is_in_half(item.nodeid, seed)):
             item.add_marker(pytest.mark.full)
 
 

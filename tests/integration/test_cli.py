@@ -18,7 +18,7 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_peer import PeerFactory
 from tests.integration.processes import Outcome, Running, run, start
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 Start: TypeAlias = Callable[..., Running]
 

@@ -15,7 +15,7 @@ from greenconn.message import Message
 from tests.integration.processes import Outcome, run
 from tests.receiving import taken
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 
 @pytest.fixture(params=["amqp", "redis"])

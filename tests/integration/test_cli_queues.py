@@ -17,7 +17,7 @@ from greenconn import Connection
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.processes import Outcome, Running, run, start
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 SOON = 60.0
 INTERRUPTED = 130

@@ -16,7 +16,7 @@ from greenconn import Connection
 from greenconn.cli.terminal import ACCENT
 from tests.integration.processes import run, start
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 SOON = 120.0
 #: ANSI colours that read on dark and on light grounds: red, magenta, ours of 256; and grey, for the rest

@@ -21,6 +21,8 @@ from tests.fix_wires import until
 from tests.integration.gunicorn import serving
 from tests.integration.processes import run
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 BROKERS = ("memory", "amqp", "redis", "sqlite", "postgresql")
 

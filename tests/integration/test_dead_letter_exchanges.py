@@ -19,6 +19,8 @@ from tests.integration.test_failed_messages import fail
 from tests.integration.test_worker_failures import got
 from tests.receiving import consuming
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 
 

@@ -29,6 +29,8 @@ from tests.fix_amqp import Links
 from tests.fix_relay import RelayFactory
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 CAME = 30.0
 
 kombu: Any = kombu_package

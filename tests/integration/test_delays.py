@@ -19,6 +19,8 @@ from greenconn.exceptions import Unroutable
 from greenconn.transport import memory
 from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 
 

@@ -19,7 +19,7 @@ from tests.integration.processes import Running, run, start
 pytest.importorskip("django")
 pytest.importorskip("greenconn.contrib.django.tasks", exc_type=ImportError)
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 PROJECT = ROOT / "tests" / "integration" / "django_project"
 MANAGE = str(PROJECT / "manage.py")

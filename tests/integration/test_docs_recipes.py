@@ -15,7 +15,7 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.processes import start
 from tests.interpreter import printed
 
-pytestmark = [pytest.mark.programs]
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = re.compile(

@@ -22,6 +22,8 @@ from tests.fix_postgresql import Database, PostgresServers
 from tests.fix_tls import CERTS, TlsFront
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 Found = dict[str, dict[str, Any]]
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.processes import ROOT, run
 from tests.integration.projects import EXAMPLES, command_of
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 NAMES = sorted(path.name for path in EXAMPLES.iterdir() if any(path.glob("*.*")))
 #: Those with one program, which are tested here.

@@ -23,6 +23,8 @@ from tests.integration.capabilities import (
 from tests.integration.test_worker_failures import got
 from tests.receiving import consuming
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 TEXT = {"order": 17}
 REASON, ERROR = "x-greenconn-reason", "x-greenconn-error"

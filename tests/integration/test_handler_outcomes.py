@@ -21,6 +21,8 @@ from tests.fix_wires import until
 from tests.integration.capabilities import Kind
 from tests.integration.test_worker_failures import got, waiting
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 
 

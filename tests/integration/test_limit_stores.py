@@ -24,6 +24,8 @@ from greenconn.limits.store import (
 )
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 #: Seconds that nothing here lasts.
 LONG = 1000.0

@@ -19,6 +19,8 @@ from greenconn.limits import CLAIM, WAITED
 from greenconn.limits.store import Take, key_of, store_for
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 BROKERS = ("amqp", "memory", "redis", "postgresql", "sqlite")
 

@@ -22,6 +22,8 @@ from tests.fix_wires import until
 from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 from tests.integration.redis_clients import control
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 BODY = {"order": 5}
 

@@ -16,6 +16,8 @@ from greenconn.publishing.publisher import Target
 from tests.fix_amqp import AmqpPeer, BrokerEnd, content, method_frame
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 CAME = 20.0
 
 

@@ -17,6 +17,8 @@ from greenconn import Connection, Message, Queue, Retry, in_order
 from tests.fix_wires import until
 from tests.integration.capabilities import Can, Kind, needs
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 KEYS = "abc"
 COUNT = 12

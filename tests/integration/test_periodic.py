@@ -23,6 +23,8 @@ from tests.fix_wires import until
 from tests.integration.gunicorn import serving
 from tests.integration.processes import ROOT, Running, start
 
+pytestmark = pytest.mark.halved
+
 CAME = 60.0
 PERIOD = 0.5
 LEASE = 4.0

@@ -23,7 +23,7 @@ from tests.brokers.ports import free_ports
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, Outcome, Running, run, start
 
-pytestmark = [pytest.mark.programs]
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 APPS = ROOT / "tests" / "integration" / "running_apps"
 SOON = 90.0

@@ -15,6 +15,8 @@ from greenconn.green.deadline import Deadline
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 
 

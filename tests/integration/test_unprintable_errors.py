@@ -23,6 +23,8 @@ from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``
 from tests.integration.test_worker_failures import got
 from tests.receiving import consuming
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 TEXT = "x-greenconn-error-text"
 #: Handlings of a message that comes back.

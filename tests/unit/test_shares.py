@@ -14,6 +14,7 @@ from tests.shares import (
     chosen_kind,
     depends_on_server,
     is_core,
+    is_in_half,
     sample,
 )
 
@@ -68,3 +69,10 @@ def test_each_seed_has_some_cases_and_all_seeds_have_all() -> None:
     assert {len(each) for each in chosen} == {3}
     assert set().union(*chosen) == set(cases)
     assert sorted(sample(cases, 20, "0")) == sorted(cases)
+
+
+def test_each_seed_has_half_of_the_tests_and_some_seeds_have_all() -> None:
+    tests = [f"tests/test_x.py::test_{number}" for number in range(1000)]
+    halves = [{each for each in tests if is_in_half(each, seed)} for seed in range(20)]
+    assert all(400 < len(half) < 600 for half in halves)
+    assert set().union(*halves) == set(tests)
