@@ -625,6 +625,8 @@ class Handling:
         queue = self._consumer.queue_of(message)
         target = self._options.dead_letters_of(queue)
         is_received = not isinstance(exc, BodyTooLarge)  # else only the broker has all of it
+        if not is_received and self._consumer.is_of_stream(message):
+            return "passed over, and stays in the stream", None
         if not (target and is_received) and self._consumer.has_dead_letters(message):
             return "moved to the dead-letter exchange of the queue", None
         if target is None and self._consumer.is_nameless(message):

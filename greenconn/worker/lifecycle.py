@@ -763,6 +763,11 @@ class ConsumerLifecycle:
         subscription = self._subscription_of(message)
         return subscription is not None and subscription.is_nameless
 
+    def is_of_stream(self, message: Message) -> bool:
+        """Return whether the queue of *message* is known to be a stream."""
+        subscription = self._subscription_of(message)
+        return subscription is not None and subscription.is_stream
+
     def has_dead_letters(self, message: Message) -> bool:
         """Return whether the queue of *message* is known to have a dead-letter exchange.  May switch."""
         subscription = self._subscription_of(message)

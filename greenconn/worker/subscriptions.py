@@ -238,6 +238,11 @@ class Subscription:
         """Arguments of the queue as its consumer has them; None if that was given a name only."""
         return self._queue.queue_arguments or {} if isinstance(self._queue, Queue) else None
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the queue is known to be a stream, which keeps what was read."""
+        return self._position is not None
+
     def is_shown_to_others(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether the queue may hold messages that are not for this consumer.
 
@@ -245,7 +250,7 @@ class Subscription:
             arguments: of the queue, as far as they are known.
         """
         return (
-            self._position is not None
+            self.is_stream
             or arguments.get("x-queue-type") == "stream"
             or bool(arguments.get("x-single-active-consumer"))
         )
