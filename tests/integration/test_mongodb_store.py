@@ -221,7 +221,7 @@ def test_delayed_copy_that_is_refused(
     store = stores()
     store.put([entry("a"), entry("b")])
     large, fine = store.claim({QUEUE: 9}, 0)
-    copies = [entry("x" * (16 * 1024 * 1024), delay=0.1), entry("again", delay=0.1)]
+    copies = [entry("x" * (16 * 1024 * 1024), delay=1.0), entry("again", delay=1.0)]
     store.settle(
         [
             SettleRequest(each, Settlement.ACK, entries=[copy])
