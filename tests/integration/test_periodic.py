@@ -32,7 +32,7 @@ LEASE = 4.0
 #: of 4 s, and another one repeats its calls then.
 PATIENT: dict[str, Any] = {"heartbeat": 10, "transport_options": {"lease": 15.0}}
 #: Seconds that the acknowledgement of a call may take on a busy machine.
-UNTOLD = 4.0
+UNTOLD = 2.0
 
 #: Prints the time that each call was due, and its process.
 PROGRAM = """
