@@ -18,7 +18,6 @@ from tests.integration.capabilities import EVERYWHERE, EXAMPLES, HOOKED, KINDS, 
 from tests.integration.contract import Side
 from tests.integration.processes import ROOT
 from tests.integration.redis_clients import Control, control
-from tests.shares import is_in_half
 
 #: The tests behind the table of what all can.
 _SHOWN = {name for names in EVERYWHERE.values() for name in names}
@@ -28,18 +27,15 @@ _ALWAYS = {"amqp", "memory", "redis", "sqlite"}
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what is no test of the table to ``--full``: all over slow stand-ins, half elsewhere."""
-    seed = None if config.getoption("--full-once") else config.getoption("randomly_seed")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is no test of the table in part: over slow stand-ins only in full, elsewhere half."""
     for item in items:
         if not isinstance(item, pytest.Function) or item.originalname in _SHOWN:
             continue
         names = getattr(item, "callspec", None) and item.callspec.params
         name = names and (names.get("side") or names.get("broker_kind"))
-        if not name or name in _ALWAYS:
-            continue
-        if name in _SLOW or (seed is not None and not is_in_half(item.nodeid, seed)):
-            item.add_marker(pytest.mark.full)
+        if name and name not in _ALWAYS:
+            item.add_marker(pytest.mark.full if name in _SLOW else pytest.mark.halved)
 
 
 @pytest.fixture(params=list(KINDS))

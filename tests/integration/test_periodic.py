@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
@@ -98,6 +99,8 @@ class Calls:
         self.processes: dict[int, Running] = {}
         #: Process and time, in the order in which they came here.
         self.made: list[tuple[int, float | None]] = []
+        #: When they came here, and when a process was killed; for the message of a failure.
+        self.events: list[str] = []
         self._program = program
         self._arguments = (url, name, str(period), json.dumps(options))
         self._readers: list[Any] = []
@@ -117,6 +120,7 @@ class Calls:
             while True:
                 due, pid = running.line().split()
                 self.made.append((int(pid), None if due == "None" else float(due)))
+                self.events.append(f"{time.time():.2f}: {pid} made the call of {due}")
         except (EOFError, ValueError, OSError):
             pass
 
@@ -134,6 +138,11 @@ class Calls:
                 f"in {CAME} s there were no {count} calls without {without} after {begin} of {self.made}"
             ) from None
         return found()[-1]
+
+    def kill(self, pid: int) -> None:
+        """Kill a process."""
+        os.kill(pid, signal.SIGKILL)
+        self.events.append(f"{time.time():.2f}: {pid} was killed")
 
     def end(self) -> None:
         """End all."""
@@ -197,13 +206,13 @@ def test_another_process_goes_on_when_the_leader_is_killed(calls: Calls) -> None
         leader = calls.wait_calls(3)
         at_once = {pid for pid, _ in calls.made[-3:]}
         assert at_once == {leader}  # one for all
-        os.kill(leader, signal.SIGKILL)
+        calls.kill(leader)
         leaders.append(leader)
         calls.wait_calls(1, without=leader)
     calls.wait_calls(3)
     assert len({*leaders, calls.made[-1][0]}) == 3
     unended = set().union(*(last_calls(calls.made, leader) for leader in leaders))
-    assert repeated(calls, unended) == []
+    assert repeated(calls, unended) == [], "\n".join(calls.events)
     # An interrupted call may be made again when the claim of its leader ends, after later ones.
     first_times = list(dict.fromkeys(due for _, due in calls.made if due is not None))
     assert first_times == sorted(first_times)
