@@ -88,6 +88,27 @@ def test_who_is_killed_within_a_statement_ends_the_connection(
     until(lambda: postgresql.execute(gone, (pid,)).fetchone() == (0,), SOON)
 
 
+def test_a_reply_that_comes_in_the_turn_in_which_the_connection_is_closed(
+    session: Session, postgresql: Database
+) -> None:
+    """libpq has freed what psycopg's generator would read it into: the process would crash."""
+    postgresql.execute("SELECT pg_advisory_lock(4714)")
+    waiting = gevent.spawn(session.call, session.fetch, "SELECT pg_advisory_lock(4714)")
+    wait = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    until(lambda: postgresql.execute(wait).fetchone() != (0,), SOON)
+    connection: Any = session._connection
+    take = connection._reader.callback
+
+    def take_and_drop() -> None:
+        take()
+        session.drop()
+
+    connection._reader.callback = take_and_drop
+    postgresql.execute("SELECT pg_advisory_unlock(4714)")
+    with pytest.raises(LinkLost, match="the connection was closed"):
+        waiting.get(timeout=SOON)
+
+
 def test_server_that_is_silent_for_too_long_is_lost(
     postgresql_server: str, postgresql: Database
 ) -> None:

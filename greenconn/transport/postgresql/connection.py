@@ -199,7 +199,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         try:
             if events & _WRITE:
                 self._writer.start(slot.offer, _WRITE)
-            return slot.wait(NEVER if self.reply_timeout is None else Deadline(self.reply_timeout))
+            found = slot.wait(NEVER if self.reply_timeout is None else Deadline(self.reply_timeout))
+            if self._reader is None:
+                # It was closed in the same turn: psycopg's generator would go on with freed memory.
+                raise LinkLost("the connection was closed")
+            return found
         except TimeoutError as exc:
             self.drop()
             raise LinkLost(f"no reply within {self.reply_timeout:g} s") from exc
