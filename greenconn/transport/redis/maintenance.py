@@ -191,18 +191,16 @@ class Sweeper:
         """Requeue what is due, and return the number of messages.  May switch."""
         commands = self._commands
         limit = commands.options.unacked_restore_limit
-        time_now: bytes = self._time or b"0"
-        dead = commands.call(
-            pack(b"ZCOUNT", commands.keys.owners, b"-inf", b"(" + time_now), what="sweeping"
-        )
+        found = self._survey()
         # What the dead held may be marked with any time, so all that is held is looked at.
-        oldest = float("inf") if dead else time() - self._owners.dead_after
+        oldest = float("inf") if found.dead else self._oldest()
         skipped = count = 0
-        is_complete = False
+        is_complete = not (found.dead or found.old)
         held: dict[str, list[str]] = {}
-        while limit is None or count < limit:
+        while not is_complete and (limit is None or count < limit):
             size = PAGE if limit is None else min(PAGE, limit - count)
-            page = self._page(commands.keys.unacked_index, oldest, skipped, size)
+            asked = _range_of(commands.keys.unacked_index, oldest, skipped, size)
+            page = _scored(commands.call(asked, what="sweeping"))
             if not page:
                 is_complete = True
                 break
@@ -216,14 +214,14 @@ class Sweeper:
                 del fields[max(limit - count, 0) :]
                 is_complete = False
             count += self._requeuer.requeue(fields, owner)
-        self._end_exclusive()
-        self._end_temporary()
-        self._watch_timed()
-        self._forget_ended(float(time_now) - 1000 * ENDED_LEASES * commands.options.lease)
-        if is_complete:
+        self._end_exclusive(found.exclusive)
+        self._queues.end_unused(commands, found.temporary)
+        self._watch_timed(found.timed)
+        self._forget_ended(found.ended)
+        if found.dead and is_complete:
             # Of those who have come back meanwhile the lease ends later.
             commands.call(
-                pack(b"ZREMRANGEBYSCORE", commands.keys.owners, b"-inf", b"(" + time_now),
+                pack(b"ZREMRANGEBYSCORE", commands.keys.owners, b"-inf", b"(" + found.time),
                 what="sweeping",
             )
         self.requeued += count
@@ -236,17 +234,40 @@ class Sweeper:
             )
         return count
 
-    def _page(self, key: bytes, most: float, start: int, size: int) -> list[tuple[str, float]]:
-        """Return members of a sorted set whose score is at most *most*, with their scores."""
-        flat = self._commands.call(
-            pack(b"ZRANGEBYSCORE", key, b"-inf", most, b"WITHSCORES", b"LIMIT", start, size),
+    def _survey(self) -> _Survey:
+        """Ask for all that there may be to do, mostly nothing, with one round trip.  May switch.
+
+        Of queues that end by themselves it asks for a page: the next look goes on behind it.
+        """
+        commands, now = self._commands, self._time or b"0"
+        keys = commands.keys
+        long_ago = float(now) - 1000 * ENDED_LEASES * commands.options.lease
+        dead, old, exclusive, temporary, timed, ended = commands.call_all(
+            [
+                pack(b"ZCOUNT", keys.owners, b"-inf", b"(" + now),
+                pack(b"ZCOUNT", keys.unacked_index, b"-inf", self._oldest()),
+                pack(b"HGETALL", keys.exclusive),
+                pack(b"SSCAN", keys.temporary, self._cursor, b"COUNT", PAGE),
+                pack(b"SMEMBERS", keys.timed),
+                _range_of(keys.ended, long_ago, 0, PAGE),
+            ],
             what="sweeping",
         )
-        if flat and isinstance(flat[0], list):  # RESP3 has pairs
-            pairs = flat
-        else:
-            pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
+        self._cursor = temporary[0]
+        owners = {_text(name): _text(owner) for name, owner in as_pairs(exclusive).items()}
+        return _Survey(
+            now,
+            dead,
+            old,
+            owners,
+            [_text(name) for name in temporary[1]],
+            [_text(name) for name in timed],
+            [name for name, _ in _scored(ended)],
+        )
+
+    def _oldest(self) -> float:
+        """Return the time before which what is held was marked that has had no sign of life since."""
+        return time() - self._owners.dead_after
 
     def _requeue_foreign(self, page: list[tuple[str, float]], held: dict[str, list[str]]) -> int:
         """Requeue what kombu's consumers have held for too long, and return the number of messages.
@@ -263,14 +284,8 @@ class Sweeper:
                 foreign.append(field)
         return self._requeuer.requeue(foreign)
 
-    def _end_exclusive(self) -> None:
-        """Delete the exclusive queues of dead owners."""
-        commands = self._commands
-        found = commands.call(pack(b"HGETALL", commands.keys.exclusive), what="sweeping")
-        queues = {
-            name.decode("utf-8", "replace"): owner.decode("utf-8", "replace")
-            for name, owner in as_pairs(found).items()
-        }
+    def _end_exclusive(self, queues: dict[str, str]) -> None:
+        """Delete those exclusive queues whose owners are dead."""
         dead = set(self._owners.dead(sorted(set(queues.values()))))
         for name, owner in queues.items():
             if owner in dead:
@@ -289,24 +304,15 @@ class Sweeper:
         else:
             commands.call(pack(b"HSET", key, name, declared.owner), what="sweeping")
 
-    def _end_temporary(self) -> None:
-        """Delete queues that have expired, or whose consumers are dead: a page at each look."""
-        commands = self._commands
-        self._cursor, names = commands.call(
-            pack(b"SSCAN", commands.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
-        )
-        self._queues.end_unused(commands, [each.decode("utf-8", "replace") for each in names])
-
-    def _forget_ended(self, until: float) -> None:
-        """Forget queues that ended before *until*, in the time of the leases: a page at each look.
+    def _forget_ended(self, names: Sequence[str]) -> None:
+        """Forget queues that ended long ago.
 
         A process that does not use the script for it may have published to one just after its end.
         No program looks for such a message of a queue with a generated name, so it expires.
         """
-        commands = self._commands
-        names = [name for name, _ in self._page(commands.keys.ended, until, 0, PAGE)]
         if not names:
             return
+        commands = self._commands
         generated = [each for each in names if each.startswith(GENERATED)]
         asked = [pack(b"EXISTS", *commands.keys.lists(each)) for each in generated]
         for name, lists in zip(generated, commands.call_all(asked, what="sweeping"), strict=True):
@@ -314,13 +320,50 @@ class Sweeper:
                 self._queues.end(name, "expired")
         commands.call(pack(b"ZREM", commands.keys.ended, *names), what="sweeping")
 
-    def _watch_timed(self) -> None:
+    def _watch_timed(self, names: Sequence[str]) -> None:
         """See that messages expire in queues that only dead programs know of."""
         commands = self._commands
-        for each in commands.call(pack(b"SMEMBERS", commands.keys.timed), what="sweeping"):
-            name = each.decode("utf-8", "replace")
+        for name in names:
             if not self._expiry.watches(name) and self._queues.find(name) is None:
                 commands.call(pack(b"SREM", commands.keys.timed, name), what="sweeping")
+
+
+class _Survey(NamedTuple):
+    """The findings of a look.
+
+    Attributes:
+        time: the time of the leases at which it looked.
+        dead: owners whose lease has ended.
+        old: messages that are held without a sign of life for a lease.
+        exclusive: exclusive queues, with their owners.
+        temporary: queues that expire, or end with their consumers.
+        timed: queues whose messages expire.
+        ended: queues that ended long ago.
+    """
+
+    time: bytes
+    dead: int
+    old: int
+    exclusive: dict[str, str]
+    temporary: list[str]
+    timed: list[str]
+    ended: list[str]
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _range_of(key: bytes, most: float, start: int, size: int) -> bytes:
+    """Return the command for the members of a sorted set whose score is at most *most*."""
+    return pack(b"ZRANGEBYSCORE", key, b"-inf", most, b"WITHSCORES", b"LIMIT", start, size)
+
+
+def _scored(reply: list[Any]) -> list[tuple[str, float]]:
+    """Return the members of a sorted set, with their scores, from a reply of either protocol."""
+    is_nested = bool(reply) and isinstance(reply[0], list)
+    pairs = reply if is_nested else zip(reply[::2], reply[1::2], strict=True)
+    return [(_text(member), float(score)) for member, score in pairs]
 
 
 def _run(reference: ref[Sweeper], interval: float) -> None:
@@ -595,7 +638,9 @@ class Owners:
         return bool(clients)
 
     def dead(self, owners: Sequence[str]) -> list[str]:
-        """Return those of *owners* whose lease has ended.  May switch."""
+        """Return those of *owners* whose lease has ended.  May switch, if there are owners."""
+        if not owners:
+            return []
         commands = self._commands
         now, *expiries = commands.call_all(
             [pack(b"ZSCORE", commands.keys.owners, each) for each in ("clock", *owners)],

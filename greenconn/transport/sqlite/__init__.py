@@ -332,7 +332,6 @@ class SqliteStore(Store):
             messages.maintain,
             self._database.queues,
             messages.Claim(next(self._claims), self.lease, self.owner),
-            dict(self._consumed),
             silent,
             self._is_registered,
             self._trusts_clock(),
@@ -342,14 +341,24 @@ class SqliteStore(Store):
             remove_pipe(self._pipe(owner))
         # A process that does not read its pipe is dead; a living one is woken to renew its lease.
         self._wake_processes({owner: {0} for owner in seen.overdue})
-        for name in seen.gone:
-            self._forget(name)
-            self.gone(name)
-        for name in seen.ready:
-            self.wake(name)
+        if seen.consumed != len(self._consumed):
+            self._look_for_deleted()
+        for number in seen.ready:
+            if number in self._consumed:
+                self.wake(self._consumed[number])
         self._wake_processes(seen.pipes)
         self.died(seen.dead)
         self._schedule_maintenance(seen.next_at)
+
+    def _look_for_deleted(self) -> None:
+        """End the consumers of queues that were deleted.  May switch."""
+        numbers = list(self._consumed)
+        there: set[int] = self._database.read(messages.existing, numbers)
+        for number in numbers:
+            name = self._consumed.get(number)
+            if name is not None and number not in there:
+                self._forget(name)
+                self.gone(name)
 
     def _trusts_clock(self) -> bool:
         """Return whether a lease that has ended says that its link is dead.  Never switches."""

@@ -539,8 +539,8 @@ class MaintenanceResult(NamedTuple):
     """The findings of one maintenance run.
 
     Attributes:
-        ready: consumed queues that have messages.
-        gone: consumed queues that are deleted.
+        ready: queues that have messages; the own link consumes them, or they were due.
+        consumed: how many queues the own link consumes.
         dead: messages that had grown too old.
         pipes: those to wake, and for which queues; 0: that some are deleted.
         orphans: links of dead processes.
@@ -548,8 +548,8 @@ class MaintenanceResult(NamedTuple):
         next_at: when the next look is due.
     """
 
-    ready: list[str]
-    gone: list[str]
+    ready: set[int]
+    consumed: int
     dead: list[Claimed]
     pipes: Pipes
     orphans: list[str]
@@ -603,7 +603,6 @@ def maintain(
     db: sqlite3.Connection,
     queues: Queues,
     how: Claim,
-    consumed: Mapping[int, str],
     silent: Collection[str],
     is_registered: bool,
     trusts_clock: bool,
@@ -611,7 +610,6 @@ def maintain(
     """Release what is due, and remove links that are dead.
 
     Arguments:
-        consumed: what the own link consumes.
         silent: links whose pipes no process reads.
         is_registered: the own link has a row.
         trusts_clock: a lease that has ended says that its link is dead.
@@ -642,13 +640,10 @@ def maintain(
         _add(pipes, {consumer: {0} for consumer in queues.drop(db, name)[1]})
     dead = take_dead(db, queues, how, now)
     # Who drops a queue removes its consumers, too: an idle link with thousands looks at no queue.
-    (noted,) = db.execute("SELECT count(*) FROM consumers WHERE owner = ?", (how.owner,)).fetchone()
-    gone = consumed.keys() - _existing(db, list(consumed)) if noted != len(consumed) else set()
-    ready = {*ready_for(db, how.owner), *due}.intersection(consumed) - gone
+    (count,) = db.execute("SELECT count(*) FROM consumers WHERE owner = ?", (how.owner,)).fetchone()
+    ready = {*ready_for(db, how.owner), *due}
     overdue = [each for each in ended if each not in orphans]
-    names, gone_names = ([consumed[each] for each in numbers] for numbers in (ready, gone))
-    next_at = next_time(db)
-    return MaintenanceResult(names, gone_names, dead, pipes, sorted(orphans), overdue, next_at)
+    return MaintenanceResult(ready, count, dead, pipes, sorted(orphans), overdue, next_time(db))
 
 
 def _is_awaited(db: sqlite3.Connection, queues: Queues, owner: str, lease: float) -> bool:
@@ -666,7 +661,7 @@ def _is_awaited(db: sqlite3.Connection, queues: Queues, owner: str, lease: float
     return any(queues.of(db, number).policy.is_single_active for (number,) in held)
 
 
-def _existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:
+def existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:
     """Return those of some queues that exist."""
     there: set[int] = set()
     for chunk in chunks(numbers):

@@ -383,14 +383,25 @@ def ready_of(db: sqlite3.Connection, numbers: Collection[int]) -> list[int]:
     return [number for number in asked if number in ready]
 
 
+#: Goes in turn through the queues that a link consumes and those with messages, each time to the first
+#: that is not below the other's, so that it takes as many steps as the shorter of the two has queues.
+_READY_FOR: Final = """
+WITH RECURSIVE candidate (queue) AS (
+    SELECT (SELECT min(queue) FROM consumers WHERE owner = :owner
+        AND queue >= (SELECT min(queue) FROM messages))
+    UNION ALL
+    SELECT (SELECT min(c.queue) FROM consumers c WHERE c.owner = :owner
+        AND c.queue >= (SELECT min(m.queue) FROM messages m WHERE m.queue > candidate.queue))
+    FROM candidate WHERE queue IS NOT NULL
+)
+SELECT queue FROM candidate WHERE queue IS NOT NULL
+    AND EXISTS (SELECT 1 FROM messages m WHERE m.queue = candidate.queue AND state = 0)
+"""
+
+
 def ready_for(db: sqlite3.Connection, owner: str) -> list[int]:
     """Return the queues with messages that the link *owner* consumes."""
-    found = db.execute(
-        "SELECT queue FROM consumers WHERE owner = ? AND EXISTS (SELECT 1 FROM messages "
-        "WHERE messages.queue = consumers.queue AND state = 0)",
-        (owner,),
-    )
-    return [number for (number,) in found]
+    return [number for (number,) in db.execute(_READY_FOR, {"owner": owner})]
 
 
 #: Queues whose declarations are kept.
