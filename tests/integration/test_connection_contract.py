@@ -177,9 +177,9 @@ def test_a_blocked_hub_is_no_slow_server(kind_url: str, turns: int) -> None:
     if kind_url.startswith("mongodb") and monkey.is_module_patched("socket"):
         pytest.skip("pymongo waits by its own clock there")
     by_name = kind_url.replace("127.0.0.1", "localhost")
-    with Connection(by_name, connect_timeout=2.0) as connection:
+    with Connection(by_name, connect_timeout=4.0) as connection:
         connecting = gevent.spawn(connection.connect)
         for _ in range(turns):
             gevent.sleep(0.0005)
-        native("time", "sleep")(2.5)
+        native("time", "sleep")(4.5)
         connecting.get(timeout=SOON)

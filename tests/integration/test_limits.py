@@ -403,7 +403,14 @@ def test_forged_headers_neither_free_keys_nor_lose_messages(
     connection: Connection, queue: str
 ) -> None:
     handled: list[Any] = []
-    greenconn.publish(queue, "last", connection=connection, unique="sync:7", delay=5)
+    is_over = Event()
+
+    def handle(body: Any, message: Message) -> None:
+        if body == "last":
+            is_over.wait(SOON)  # its key is claimed meanwhile
+        handled.append(body)
+
+    greenconn.publish(queue, "last", connection=connection, unique="sync:7")
     for number, headers in enumerate(HEADERS):
         try:
             greenconn.publish(
@@ -412,15 +419,11 @@ def test_forged_headers_neither_free_keys_nor_lose_messages(
         except (ValueError, OverflowError, greenconn.exceptions.PublishRefused):
             handled.append(number)  # the broker takes no such number
     consumer = greenconn.spawn_consumer(
-        queue,
-        lambda body, message: handled.append(body),
-        connection=connection,
-        limit=Limit(5),
-        rate=Rate(100),
-        concurrency=5,
+        queue, handle, connection=connection, limit=Limit(5), rate=Rate(100), concurrency=5
     )
     until(lambda: {*handled} >= {*range(len(HEADERS))}, SOON)
     assert not published(connection, queue, "other")
+    is_over.set()
     until(lambda: "last" in handled, SOON)
     assert consumer.stop(SOON)
 
