@@ -439,8 +439,12 @@ def _drained(
     with consumer:
         client = consumer.channel.connection.client
         for _ in range(limit) if limit else count():
-            with suppress(TimeoutError):
+            deadline = Deadline(timeout)
+            try:
                 client.drain_events(timeout=timeout)
+            except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # the program's own
             try:
                 item = arrived.popleft()
             except IndexError:

@@ -799,6 +799,8 @@ def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iter
         try:
             message = inbox.get(deadline)
         except TimeoutError:
+            if not deadline.has_ended:
+                raise  # the program's own
             return
         taken += 1
         yield message

@@ -98,6 +98,8 @@ class SimpleBase:
             try:
                 event = self._next_event(deadline)
             except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # the program's own
                 yield_to_hub()  # if the deadline was 0, who polls lets the others run
                 raise self.Empty() from None
             event()

@@ -379,6 +379,8 @@ class LeasedLink(BrokerLink):
             self.settlements.wait_routed(deadline)
             self._wait_sent(deadline)
         except TimeoutError as exc:
+            if not deadline.has_ended:
+                raise  # the program's own
             raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
 
     @abstractmethod
@@ -615,6 +617,8 @@ class StoreLink(LeasedLink):
         try:
             self.wait_settled(deadline)
         except TimeoutError as exc:
+            if not deadline.has_ended:
+                raise  # the program's own
             raise self.no_reply("settling messages") from exc
 
     def wait_claims(self, deadline: Deadline) -> None:

@@ -541,7 +541,7 @@ class StoredResult:
             # Without a deadline it waits as long as the link lives, which watches its broker by itself.
             outcome = slot.wait(deadline or NEVER)
         except TimeoutError as exc:
-            if deadline is None or deadline.timeout is None or not slot.has_left:
+            if deadline is None or deadline.timeout is None or not slot.has_expired:
                 raise
             raise PublishTimeout(
                 f"{publisher.link.where} did not confirm a publish to "

@@ -120,6 +120,21 @@ class Deadline:
 NEVER: Final = Deadline()
 
 
+def mark_thrown(exc: BaseException) -> None:
+    """Note that *exc* was thrown into a greenlet that waited."""
+    if isinstance(exc, Exception):
+        exc._is_thrown = True  # type: ignore[attr-defined]
+
+
+def is_thrown(exc: BaseException) -> bool:
+    """Return whether *exc* was thrown into a greenlet that waited for something here.
+
+    ``gevent.Timeout(seconds, TimeoutError)`` and ``Greenlet.kill(error)`` do that.  It is the program's
+    own: not an error of the connection, although it may be of such a class, so that no call is repeated.
+    """
+    return getattr(exc, "_is_thrown", False)
+
+
 class TimeLimit:
     """A context that raises ``TimeoutError`` when *deadline* ends while something in it waits.
 

@@ -286,8 +286,8 @@ class HttpConnection:
             self.stream.writer.write(head)
         try:
             exchange.slot.wait(deadline)
-        except TimeoutError as exc:
-            if exc.errno is not None:
+        except TimeoutError:
+            if not exchange.slot.has_expired:
                 raise
             raise TimeoutError(f"{self.where}: no response within {deadline.timeout:g} s") from None
 

@@ -703,7 +703,7 @@ class FairPool(Generic[T]):
             queue.leave(slot)
             if slot.has_value and queue is self._queue:
                 self._pass_on(slot.value)
-            if not isinstance(exc, TimeoutError):
+            if not slot.has_expired:
                 self._notify_wait(began_at, exc)
                 raise
             self._timeouts += 1

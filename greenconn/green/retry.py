@@ -28,7 +28,7 @@ from gevent import Greenlet, Timeout, get_hub, getcurrent
 from greenconn.checks import Record
 from greenconn.clocks import CLOCK
 from greenconn.credentials import Token
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
 from greenconn.green.hub import weakly, yield_to_hub
 from greenconn.green.supervisor import spawn
 
@@ -156,7 +156,7 @@ def attempts(
     Arguments:
         deadline: no further attempt begins after it; pauses are cut to the time left.
         is_retryable: whether an error is worth another attempt; may raise another one instead.  Never
-            switches.
+            switches.  Not asked for one that the program has thrown into this greenlet.
         pause: waits for so many seconds.
         failure: of the first attempt, where that was made outside of the loop, for its speed.
     """
@@ -242,7 +242,7 @@ class Attempts:
 
     def _goes_on(self, exc: Exception | None) -> bool:
         """Return whether there is another attempt after this error, or none, and note the interval."""
-        if exc is not None and not self._is_retryable(exc):
+        if exc is not None and (is_thrown(exc) or not self._is_retryable(exc)):
             return False
         if self._deadline.has_ended:
             return False

@@ -39,7 +39,7 @@ from gevent import get_hub
 from greenlet import GreenletExit, getcurrent
 
 from greenconn.exceptions import OperationalError, error_text
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, mark_thrown
 from greenconn.green.hub import close_at_thread_end
 from greenconn.green.supervisor import spawn
 
@@ -291,9 +291,10 @@ class Slot(Generic[T]):
                         timeouts.note(self, at)
                 self._wake = getcurrent().switch
                 hub.switch()
-            except BaseException:
+            except BaseException as exc:
                 # Killed, or a Timeout: a value that came meanwhile stays for the caller to give back.
                 self._leave(_LEFT)
+                mark_thrown(exc)
                 raise
             finally:
                 # First what would wake this greenlet when it waits for something else.

@@ -186,6 +186,8 @@ def resolve(host: str, port: int, deadline: Deadline) -> tuple[Sequence[Address]
     try:
         infos = found.wait(deadline)
     except TimeoutError:
+        if not found.has_expired:
+            raise
         raise TimeoutError(f"looking up {host!r} took longer than {_seconds(deadline)}") from None
     except OSError as exc:
         raise type(exc)(exc.errno, f"cannot find host {host!r}: {exc.strerror}") from exc

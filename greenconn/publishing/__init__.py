@@ -45,7 +45,7 @@ from greenconn.exceptions import (
     PublishTimeout,
     Unroutable,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.listeners import LISTENERS
 from greenconn.publishing.publisher import (
     DEFAULTS,
@@ -218,12 +218,12 @@ class PublishBatch:
                         self._fail_nacked()
                 else:
                     self._settle(position, None)
-        except lasting as exc:
-            self._give_up(exc)
         except BaseException as exc:
-            for message in left.values():
-                self._end(message, exc)
-            raise
+            if not isinstance(exc, lasting) or is_thrown(exc):
+                for message in left.values():
+                    self._end(message, exc)
+                raise
+            self._give_up(exc)
         finally:
             if self._claims is not None:
                 ended, self._ended = self._ended, []
@@ -294,6 +294,8 @@ class PublishBatch:
                 refused.__cause__ = exc
                 self._settle(position, refused)
             except lost as exc:
+                if is_thrown(exc):
+                    raise
                 return begun, exc
             except self._unsendable as exc:
                 self._settle(position, exc)
@@ -323,6 +325,8 @@ class PublishBatch:
             except broker.channel_errors:
                 self._isolate([position])
             except broker.connection_errors as exc:
+                if is_thrown(exc):
+                    raise
                 error = exc
                 if isinstance(exc, IrrecoverableConnectionError):
                     self._isolate([position])
@@ -337,6 +341,8 @@ class PublishBatch:
                 next(iter(returned.values())), self._options, self._deadline
             )
         except TimeoutError as away:
+            if not self._deadline.has_ended:
+                raise  # the program's own
             return away
         for position, exc in returned.items():
             self._settle(position, exc)

@@ -53,7 +53,7 @@ from greenconn.exceptions import (
     error_text,
     is_unavailable,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.pool import FairPool
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import SingleFlight, Slot
@@ -606,6 +606,8 @@ class Publisher:
         except NEVER_REPEATED:
             raise
         except self.lasting_errors as exc:
+            if is_thrown(exc):
+                raise
             # Its text says all; our frames would make a page of each error while a broker is away.
             raise self.timed_out(message, deadline, exc) from exc.with_traceback(None)
 
@@ -651,6 +653,8 @@ class Publisher:
         except NEVER_REPEATED:
             raise
         except self.lasting_errors as exc:
+            if is_thrown(exc):
+                raise
             for message in messages:
                 message.maybe_delivered = False  # nothing is stored yet
             raise self.timed_out(messages[0], deadline, exc) from exc.with_traceback(None)
@@ -731,7 +735,7 @@ class Publisher:
             except NotFound as exc:
                 away = exc
             except TimeoutError:
-                if away is None:
+                if away is None or not deadline.has_ended:
                     raise
         assert away is not None, "else it had been declared, or failed"
         raise TimeoutError(str(away)) from away

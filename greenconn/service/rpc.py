@@ -39,7 +39,7 @@ from greenconn.exceptions import (
     Unroutable,
     error_text,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.slot import SingleFlight, Slot
 from greenconn.green.supervisor import name_of
 from greenconn.identity import uuid
@@ -511,6 +511,8 @@ class _RpcClient:
             try:
                 wait_declared(session, name, deadline)
             except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
                 raise self._publisher.timed_out(message, deadline, exc) from exc
 
     def ask(self, message: OutgoingMessage, deadline: Deadline) -> Any:
@@ -541,11 +543,13 @@ class _RpcClient:
         except NEVER_REPEATED:
             raise
         except self._lost_errors as exc:
-            if slot.has_left and isinstance(exc, TimeoutError):
+            if slot.has_expired:
                 raise ReplyTimeout(
                     f"no reply from {message.options} of {self._publisher.label} within "
                     f"{deadline.timeout:g} s: the call may have been executed"
                 ) from exc
+            if is_thrown(exc):
+                raise
             raise OperationalError(
                 f"a call to {message.options} failed, it may have been executed: {exc}"
             ) from exc
@@ -564,6 +568,8 @@ class _RpcClient:
         except NEVER_REPEATED:
             raise
         except self._publisher.lasting_errors as exc:
+            if is_thrown(exc):
+                raise
             raise self._publisher.timed_out(message, deadline, exc) from exc
 
     def _ready_channel(self, deadline: Deadline) -> _ReplyChannel:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from greenconn.checks import Seconds
 from greenconn.exceptions import NEVER_REPEATED, ContentTooLarge, OperationalError
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
 from greenconn.green.retry import RetryPolicy, attempts, sleep
 from greenconn.options import ConnectOptions
 from greenconn.session.session import Session
@@ -56,6 +56,8 @@ def library_errors(
         *connection.recoverable_connection_errors,
         *connection.recoverable_channel_errors,
     ) as exc:
+        if is_thrown(exc):
+            raise
         raise kind(str(exc)) from exc
 
 

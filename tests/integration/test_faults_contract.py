@@ -433,24 +433,6 @@ def test_large_replies_are_cut_in_the_middle(
         assert consumer.stop(SOON)
 
 
-def test_timeout_of_the_program_ends_no_link(broker_kind: Kind, kind_url: str, unique: str) -> None:
-    """As by ``gevent.Timeout(seconds, TimeoutError)``, while the reply is on its way."""
-    options = options_of(broker_kind)
-    with Connection(kind_url, transport_options=options) as connection:
-        queue = Queue(unique)(connection.default_channel)
-        queue.declare()
-        link = connection.default_channel.connection
-        asking = gevent.spawn(queue.get)
-        gevent.sleep(0)
-        if not asking.ready():
-            asking.kill(TimeoutError("mine"))
-            with pytest.raises(TimeoutError, match="mine"):
-                asking.get()
-        assert queue.get() is None
-        assert connection.default_channel.connection is link
-        queue.delete()
-
-
 # -- other processes
 
 

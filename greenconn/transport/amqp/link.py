@@ -158,6 +158,8 @@ class FlowControl:
                 if self.writer.must_wait:  # those before us may have filled it
                     self.writer.wait_writable(limit)
         except TimeoutError:
+            if not limit.has_ended:
+                raise  # the program's own
             why = (
                 "does not read"
                 if self.blocked is None
@@ -744,6 +746,8 @@ class AmqpLink(Link):
         try:
             writer.drain(deadline)
         except TimeoutError:
+            if not deadline.has_ended:
+                raise  # the program's own
             raise TimeoutError(
                 f"{self.where} did not read fast enough for {deadline.timeout:g} s: "
                 f"{writer.pending} bytes are waiting"
@@ -767,6 +771,8 @@ class AmqpLink(Link):
                 self.write_method(spec.Connection.Close, _CLOSE_ARGUMENTS)
                 self._closing.wait(deadline)
             except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # the program's own
                 logger.warning(
                     "%s did not confirm within %g s that this connection is closed: messages "
                     "published without confirms just before may be lost",
@@ -784,7 +790,10 @@ class AmqpLink(Link):
     def _withdraw(self, deadline: Deadline) -> None:
         try:
             withdraw(self, [each for each in self.channels.values() if each is not self], deadline)
-        except (TimeoutError, ChannelError):
+        except TimeoutError:
+            if not deadline.has_ended:
+                raise  # the program's own
+        except ChannelError:
             pass  # a broker that does not reply requeues them by itself
 
     def end_with_thread(self) -> None:

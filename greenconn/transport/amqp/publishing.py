@@ -142,7 +142,7 @@ class PendingConfirm:
         try:
             is_taken = slot.wait(deadline)
         except TimeoutError:
-            if not slot.has_left:
+            if not slot.has_expired:
                 raise
             blocked = self.link.flow_control.blocked
             reason = "" if blocked is None else f", as it blocks publishing ({blocked})"

@@ -654,6 +654,8 @@ class ShardChannel:
             try:
                 self._is_settled.wait(deadline)
             except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # the program's own
                 reason = f": {self._reason}" if self._reason else ""
                 raise TimeoutError(
                     f"{self._shards.where}: no node took the subscription to fan-out exchange "

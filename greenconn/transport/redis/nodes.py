@@ -673,6 +673,8 @@ class SlotPipeline(CommandPipeline):
             try:
                 self._is_ready.wait(deadline)
             except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # the program's own
                 raise TimeoutError(self._unserved_text()) from None
         assert self.node is not None
         if self.node.writer.must_wait:

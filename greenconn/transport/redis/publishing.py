@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -413,8 +412,11 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         """Send a large message, and wait: what this greenlet sends keeps its order.  May switch."""
         own = LargeOutcome(target.pipeline, done)
         target.send(own)
-        with suppress(TimeoutError):  # the result says so
+        try:
             own.arrived.wait(deadline)
+        except TimeoutError:
+            if not deadline.has_ended:
+                raise  # the program's own; else the result says so
 
     def _append(self, queue: str, priority: Any, raw: bytes, may_end: bool) -> bytes:
         """Return the command that appends a message to a queue; it does not need a loaded script."""

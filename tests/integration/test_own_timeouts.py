@@ -1,0 +1,152 @@
+"""An error that a program throws into a call, as ``gevent.Timeout(seconds, TimeoutError)`` does.
+
+The call raises that very error: it is no error of the connection, although it may be of such a class,
+so nothing is repeated, and the link goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import gevent
+import pytest
+from gevent import Greenlet, get_hub
+
+import greenconn
+from greenconn import Connection, Queue
+from greenconn.messaging import Consumer
+
+SOON = 30.0
+#: In how many turns of the hub the error comes, and after how many with a pause.
+TURNS, PAUSES = 7, 4
+PAUSE = 0.0001
+
+
+class OwnTimeout(TimeoutError):
+    """A timeout of the program."""
+
+
+Call = Callable[[], object]
+
+
+@contextmanager
+def getting(connection: Connection, queue: Any) -> Iterator[Call]:
+    """Each get but the first waits for the acknowledgement of the one before."""
+    for number in range(2 * (TURNS + PAUSES)):
+        greenconn.publish(queue, number, connection=connection)
+
+    def call() -> None:
+        for _ in range(2):
+            queue.get(no_ack=True)
+
+    yield call
+
+
+@contextmanager
+def publishing(connection: Connection, queue: Any) -> Iterator[Call]:
+    yield lambda: greenconn.publish(queue, "a", connection=connection)
+
+
+@contextmanager
+def publishing_much(connection: Connection, queue: Any) -> Iterator[Call]:
+    yield lambda: greenconn.publish(queue, "a" * 150_000, connection=connection)
+
+
+@contextmanager
+def publishing_many(connection: Connection, queue: Any) -> Iterator[Call]:
+    yield lambda: greenconn.publish_many(queue, ["a", "b", "c"], connection=connection)
+
+
+@contextmanager
+def retrying(connection: Connection, queue: Any) -> Iterator[Call]:
+    producer = connection.Producer()
+    yield lambda: producer.publish("a", routing_key=queue.name, retry=True)
+
+
+@contextmanager
+def declaring(connection: Connection, queue: Any) -> Iterator[Call]:
+    numbers = count()
+
+    def call() -> None:
+        Queue(f"{queue.name}-{next(numbers)}", expires=60)(connection.default_channel).declare()
+
+    yield call
+
+
+@contextmanager
+def draining(connection: Connection, queue: Any) -> Iterator[Call]:
+    with Consumer(connection.default_channel, [queue], callbacks=[lambda body, message: None]):
+        yield lambda: connection.drain_events(timeout=SOON)
+
+
+@contextmanager
+def waiting_for_a_message(connection: Connection, queue: Any) -> Iterator[Call]:
+    with connection.SimpleQueue(queue) as simple:
+        yield lambda: simple.get(timeout=SOON)
+
+
+@contextmanager
+def waiting_for_a_pool(connection: Connection, queue: Any) -> Iterator[Call]:
+    pool = connection.Pool(1)
+    with pool.acquire():
+        yield lambda: pool.acquire(block=True, timeout=SOON)
+    pool.force_close_all()
+
+
+@contextmanager
+def calling(connection: Connection, queue: Any) -> Iterator[Call]:
+    yield lambda: greenconn.rpc.call(queue, "a", connection=connection, timeout=SOON)
+
+
+def outcome(call: Call) -> BaseException | None:
+    """Return what *call* raises."""
+    try:
+        call()
+    except Exception as exc:
+        return exc
+    return None
+
+
+def throw(into: Greenlet[..., Any], error: OwnTimeout, thrown: list[OwnTimeout]) -> None:
+    """Throw an error into a greenlet that waits, as the hub does."""
+    if not into.dead:
+        thrown.append(error)
+        into.throw(error)
+
+
+@pytest.mark.sampled(16)
+@pytest.mark.parametrize(
+    "using",
+    [
+        getting,
+        publishing,
+        publishing_much,
+        publishing_many,
+        retrying,
+        declaring,
+        draining,
+        waiting_for_a_message,
+        waiting_for_a_pool,
+        calling,
+    ],
+)
+def test_an_own_timeout_is_raised_and_ends_nothing_else(
+    kind_url: str, unique: str, using: Any
+) -> None:
+    with Connection(kind_url) as connection:
+        queue = Queue(unique)(connection.default_channel)
+        queue.declare()
+        link = connection.default_channel.connection
+        with using(connection, queue) as call:
+            for turn in range(1, TURNS + PAUSES):
+                asking = gevent.spawn(outcome, call)
+                for _ in range(turn):
+                    gevent.sleep(PAUSE if turn >= TURNS else 0)
+                error, thrown = OwnTimeout("mine"), list[OwnTimeout]()
+                get_hub().loop.run_callback(throw, asking, error, thrown)
+                assert asking.get(timeout=SOON) is (error if thrown else None)
+        assert connection.default_channel.connection is link
+        queue.delete()
