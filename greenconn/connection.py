@@ -44,7 +44,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     error_text,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.supervisor import State, moved, spawn
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import (
@@ -839,8 +839,9 @@ class Connection:
         """Close a channel, ignoring errors of the connection and the channel.  May switch."""
         try:
             channel.close()
-        except self.connection_errors + self.channel_errors:
-            pass
+        except self.connection_errors + self.channel_errors as exc:
+            if is_thrown(exc):
+                raise
 
     def flush(self, timeout: Seconds | None = None) -> None:
         """Wait until all pending publishes and acks have been sent.  May switch.

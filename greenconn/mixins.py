@@ -16,7 +16,7 @@ from greenconn.checks import Seconds, in_seconds
 from greenconn.common import ignore_errors
 from greenconn.encoding import safe_repr
 from greenconn.exceptions import BodyTooLarge
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
 
@@ -132,7 +132,9 @@ class ConsumerMixin:
                         pass
                 else:
                     sleep(restart_limit.expected_time(_tokens))
-            except (*self.connection_errors, *self.channel_errors):
+            except (*self.connection_errors, *self.channel_errors) as exc:
+                if is_thrown(exc):
+                    raise
                 warn("connection to the broker lost, reconnecting", exc_info=True)
 
     def consume(

@@ -40,7 +40,7 @@ from greenconn.exceptions import (
     ResourceLocked,
     is_unavailable,
 )
-from greenconn.green.deadline import Deadline, TimeLimit
+from greenconn.green.deadline import Deadline, TimeLimit, is_thrown
 from greenconn.green.hub import PerHub
 from greenconn.green.slot import Condition, SingleFlight
 from greenconn.session.topology import IN_FLIGHT
@@ -283,9 +283,9 @@ def ensure_queue_exists(
             )
         except IrrecoverableConnectionError:
             raise
-        except session.broker.connection_errors:
+        except session.broker.connection_errors as exc:
             # Of a life that ended meanwhile: the next one knows better.
-            if life.is_open or deadline.has_ended:
+            if is_thrown(exc) or life.is_open or deadline.has_ended:
                 raise
         else:
             life.declared_entities.add(key)
@@ -332,8 +332,8 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
                 raise
         except IrrecoverableConnectionError:
             raise  # a declaration may be so wrong that the broker ends the connection
-        except session.broker.connection_errors:
-            if life.is_open or not tries_left or deadline.has_ended:
+        except session.broker.connection_errors as exc:
+            if is_thrown(exc) or life.is_open or not tries_left or deadline.has_ended:
                 raise
     raise AssertionError("unreachable")
 

@@ -28,7 +28,7 @@ from gevent import Greenlet, Timeout, get_hub, getcurrent
 from greenconn.checks import Record
 from greenconn.clocks import CLOCK
 from greenconn.credentials import Token
-from greenconn.green.deadline import NEVER, Deadline, is_thrown
+from greenconn.green.deadline import NEVER, Deadline, is_thrown, mark_thrown
 from greenconn.green.hub import weakly, yield_to_hub
 from greenconn.green.supervisor import spawn
 
@@ -133,10 +133,14 @@ class Backoff:
 
 def sleep(seconds: float) -> None:
     """Wait; 0 lets others run.  May switch."""
-    if seconds:
-        gevent.sleep(seconds)
-    else:
-        yield_to_hub()
+    try:
+        if seconds:
+            gevent.sleep(seconds)
+        else:
+            yield_to_hub()
+    except BaseException as exc:
+        mark_thrown(exc)
+        raise
 
 
 def _is_error(exc: Exception) -> bool:

@@ -33,7 +33,7 @@ from weakref import WeakKeyDictionary
 from greenconn.clocks import CLOCK
 from greenconn.defaults import check_limits, consuming_connection, keeper_of
 from greenconn.exceptions import RecoverableConnectionError, error_text
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -685,8 +685,8 @@ class _Runner:
                 return session.utility.run(
                     lambda channel: self._run(channel.connection, operations), deadline
                 )
-            except session.broker.connection_errors:
-                if not tries_left or deadline.has_ended or session.is_closed:
+            except session.broker.connection_errors as exc:
+                if is_thrown(exc) or not tries_left or deadline.has_ended or session.is_closed:
                     raise
                 session.link(deadline)
         raise AssertionError("unreachable")

@@ -53,7 +53,7 @@ from gevent import Greenlet, get_hub
 from greenlet import getcurrent
 
 from greenconn.exceptions import RecoverableConnectionError, error_text, raise_error
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
 from greenconn.green.hub import HubAffinity, PerHub, forget_at_fork, yield_to_hub
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import Condition, SingleFlight
@@ -193,9 +193,9 @@ class Channels:
                 return channel
             try:
                 return life.flight.run(key, partial(open_on, life), deadline)
-            except self._session.broker.connection_errors:
+            except self._session.broker.connection_errors as exc:
                 # The link may have been lost meanwhile: then the next one will do.
-                if life.is_open or not tries_left or deadline.has_ended:
+                if is_thrown(exc) or life.is_open or not tries_left or deadline.has_ended:
                     raise
         raise AssertionError("unreachable")
 

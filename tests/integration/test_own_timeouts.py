@@ -18,6 +18,7 @@ from gevent import Greenlet, get_hub
 import greenconn
 from greenconn import Connection, Queue
 from greenconn.messaging import Consumer
+from tests.brokers.ports import free_ports
 
 SOON = 30.0
 #: In how many turns of the hub the error comes, and after how many with a pause.
@@ -150,3 +151,33 @@ def test_an_own_timeout_is_raised_and_ends_nothing_else(
                 assert asking.get(timeout=SOON) is (error if thrown else None)
         assert connection.default_channel.connection is link
         queue.delete()
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "redis", "postgresql"])
+@pytest.mark.parametrize(
+    "using",
+    [
+        lambda connection: greenconn.publish("q", "a", connection=connection),
+        lambda connection: greenconn.publish_many("q", ["a"], connection=connection),
+        lambda connection: connection.Producer().publish("a", routing_key="q", retry=True),
+        lambda connection: greenconn.rpc.call("q", "a", connection=connection, timeout=SOON),
+        lambda connection: connection.ensure_connection(),
+        lambda connection: connection.default_channel,
+    ],
+    ids=["publish", "publish_many", "retry", "call", "ensure_connection", "default_channel"],
+)
+def test_an_own_timeout_is_raised_while_the_broker_is_away(
+    scheme: str, using: Callable[[Connection], object]
+) -> None:
+    (port,) = free_ports(1)
+    for seconds in (0.0, 0.01, 0.1, 0.4):  # while it connects, and between two attempts
+        with Connection(f"{scheme}://127.0.0.1:{port}/none") as connection:
+            error = OwnTimeout("mine")
+            timer = get_hub().loop.timer(seconds)
+            thrown: list[OwnTimeout] = []
+            asking = gevent.spawn(outcome, lambda connection=connection: using(connection))
+            gevent.sleep(0)
+            timer.start(throw, asking, error, thrown)
+            result = asking.get(timeout=SOON)
+            timer.close()
+            assert result is error or not thrown

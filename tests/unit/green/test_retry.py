@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.retry import Attempts, Backoff, RetryPolicy, attempts, isolated
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
+from greenconn.green.retry import Attempts, Backoff, RetryPolicy, attempts, isolated, sleep
+from greenconn.green.slot import Slot
 
 
 def policy(**values: Any) -> RetryPolicy:
@@ -350,3 +351,30 @@ def test_a_lost_broker_is_nobodys_fault(broker: Broker, numbers: list[int]) -> N
     with pytest.raises(ConnectionError):
         ask(broker, numbers)
     assert [2] not in broker.sent
+
+
+# -- errors of the program ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", [lambda: Slot[None]().wait(NEVER), lambda: sleep(60.0)])
+def test_an_error_that_is_thrown_into_an_attempt_is_its_last(wait: Any) -> None:
+    begun = []
+
+    def work() -> BaseException | None:
+        try:
+            for attempt in attempts(policy(first=0.0)):
+                begun.append(attempt.number)
+                with attempt:
+                    wait()
+        except ConnectionError as exc:
+            return exc
+        return None
+
+    working = gevent.spawn(work)
+    gevent.sleep(0)
+    error = ConnectionError("mine")
+    working.kill(error)
+    assert working.get() is error
+    assert is_thrown(error)
+    assert not is_thrown(ConnectionError("the broker's"))
+    assert begun == [1]
