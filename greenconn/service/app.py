@@ -779,6 +779,8 @@ def _await_confirms(session: Session, deadline: Deadline) -> None:
         try:
             settle(deadline)
         except TimeoutError:
+            if not deadline.has_ended:
+                raise  # the program's own
             logger.warning(
                 "%s did not confirm all publishes in time",
                 session.broker.label,

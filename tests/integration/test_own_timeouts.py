@@ -102,6 +102,16 @@ def calling(connection: Connection, queue: Any) -> Iterator[Call]:
     yield lambda: greenconn.rpc.call(queue, "a", connection=connection, timeout=SOON)
 
 
+@contextmanager
+def closing(connection: Connection, queue: Any) -> Iterator[Call]:
+    def call() -> None:
+        channel = connection.channel()
+        Consumer(channel, [queue]).consume()
+        channel.close()
+
+    yield call
+
+
 def outcome(call: Call) -> BaseException | None:
     """Return what *call* raises."""
     try:
@@ -132,6 +142,7 @@ def throw(into: Greenlet[..., Any], error: OwnTimeout, thrown: list[OwnTimeout])
         waiting_for_a_message,
         waiting_for_a_pool,
         calling,
+        closing,
     ],
 )
 def test_an_own_timeout_is_raised_and_ends_nothing_else(

@@ -28,7 +28,7 @@ from greenconn.exceptions import (
     error_text,
     raise_error,
 )
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
 from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport.amqp.acks import Acks
@@ -247,11 +247,12 @@ class Channel(DeclaringChannel):
         if self.consumers.by_tag or len(self.connection.events):
             try:
                 withdraw(self.connection, (self,), Deadline(WITHDRAW_TIMEOUT))
-            except (TimeoutError, ConnectionError, ChannelError):
-                pass  # it is closed all the same
-            except BaseException:
-                self._close_late("closing was aborted")
-                raise
+            except BaseException as exc:
+                is_failure = isinstance(exc, (TimeoutError, ConnectionError, ChannelError))
+                if is_thrown(exc) or not is_failure:
+                    self._close_late("closing was aborted")
+                    raise
+                # Otherwise it is closed all the same.
             if not self.is_open:
                 return  # it was lost meanwhile
         self.consumers.abandon_callbacks()

@@ -191,11 +191,20 @@ class Sweeper:
         """Requeue what is due, and return the number of messages.  May switch."""
         commands = self._commands
         limit = commands.options.unacked_restore_limit
-        found = self._survey()
-        # What the dead held may be marked with any time, so all that is held is looked at.
-        oldest = float("inf") if found.dead else self._oldest()
+        ended = b"(" + (self._time or b"0")
+        oldest = time() - self._owners.dead_after
+        # Mostly there is nothing to do, so as few questions as possible find that out.
+        dead, old = commands.call_all(
+            [
+                pack(b"ZCOUNT", commands.keys.owners, b"-inf", ended),
+                pack(b"ZCOUNT", commands.keys.unacked_index, b"-inf", oldest),
+            ],
+            what="sweeping",
+        )
+        if dead:  # what they held may be marked with any time, so all that is held is looked at
+            oldest = float("inf")
         skipped = count = 0
-        is_complete = not (found.dead or found.old)
+        is_complete = not (dead or old)
         held: dict[str, list[str]] = {}
         while not is_complete and (limit is None or count < limit):
             size = PAGE if limit is None else min(PAGE, limit - count)
@@ -214,15 +223,11 @@ class Sweeper:
                 del fields[max(limit - count, 0) :]
                 is_complete = False
             count += self._requeuer.requeue(fields, owner)
-        self._end_exclusive(found.exclusive)
-        self._queues.end_unused(commands, found.temporary)
-        self._watch_timed(found.timed)
-        self._forget_ended(found.ended)
-        if found.dead and is_complete:
+        self._end_queues()
+        if dead and is_complete:
             # Of those who have come back meanwhile the lease ends later.
             commands.call(
-                pack(b"ZREMRANGEBYSCORE", commands.keys.owners, b"-inf", b"(" + found.time),
-                what="sweeping",
+                pack(b"ZREMRANGEBYSCORE", commands.keys.owners, b"-inf", ended), what="sweeping"
             )
         self.requeued += count
         if count:
@@ -234,18 +239,12 @@ class Sweeper:
             )
         return count
 
-    def _survey(self) -> _Survey:
-        """Ask for all that there may be to do, mostly nothing, with one round trip.  May switch.
-
-        Of queues that end by themselves it asks for a page: the next look goes on behind it.
-        """
-        commands, now = self._commands, self._time or b"0"
-        keys = commands.keys
-        long_ago = float(now) - 1000 * ENDED_LEASES * commands.options.lease
-        dead, old, exclusive, temporary, timed, ended = commands.call_all(
+    def _end_queues(self) -> None:
+        """End queues whose time has come, and look after those of dead programs: a page at each look."""
+        commands, keys = self._commands, self._commands.keys
+        long_ago = float(self._time or 0) - 1000 * ENDED_LEASES * commands.options.lease
+        exclusive, temporary, timed, ended = commands.call_all(
             [
-                pack(b"ZCOUNT", keys.owners, b"-inf", b"(" + now),
-                pack(b"ZCOUNT", keys.unacked_index, b"-inf", self._oldest()),
                 pack(b"HGETALL", keys.exclusive),
                 pack(b"SSCAN", keys.temporary, self._cursor, b"COUNT", PAGE),
                 pack(b"SMEMBERS", keys.timed),
@@ -253,21 +252,13 @@ class Sweeper:
             ],
             what="sweeping",
         )
-        self._cursor = temporary[0]
-        owners = {_text(name): _text(owner) for name, owner in as_pairs(exclusive).items()}
-        return _Survey(
-            now,
-            dead,
-            old,
-            owners,
-            [_text(name) for name in temporary[1]],
-            [_text(name) for name in timed],
-            [name for name, _ in _scored(ended)],
+        self._end_exclusive(
+            {_text(name): _text(owner) for name, owner in as_pairs(exclusive).items()}
         )
-
-    def _oldest(self) -> float:
-        """Return the time before which what is held was marked that has had no sign of life since."""
-        return time() - self._owners.dead_after
+        self._cursor, names = temporary
+        self._queues.end_unused(commands, [_text(name) for name in names])
+        self._watch_timed([_text(name) for name in timed])
+        self._forget_ended([name for name, _ in _scored(ended)])
 
     def _requeue_foreign(self, page: list[tuple[str, float]], held: dict[str, list[str]]) -> int:
         """Requeue what kombu's consumers have held for too long, and return the number of messages.
@@ -326,28 +317,6 @@ class Sweeper:
         for name in names:
             if not self._expiry.watches(name) and self._queues.find(name) is None:
                 commands.call(pack(b"SREM", commands.keys.timed, name), what="sweeping")
-
-
-class _Survey(NamedTuple):
-    """The findings of a look.
-
-    Attributes:
-        time: the time of the leases at which it looked.
-        dead: owners whose lease has ended.
-        old: messages that are held without a sign of life for a lease.
-        exclusive: exclusive queues, with their owners.
-        temporary: queues that expire, or end with their consumers.
-        timed: queues whose messages expire.
-        ended: queues that ended long ago.
-    """
-
-    time: bytes
-    dead: int
-    old: int
-    exclusive: dict[str, str]
-    temporary: list[str]
-    timed: list[str]
-    ended: list[str]
 
 
 def _text(raw: bytes) -> str:
