@@ -105,6 +105,7 @@ def user(at_server: Control, *changes: str) -> None:
     words = documented()
     at_server("HSET", "app:unacked", "gc.dead.1", b'[{}, "", "old"]')
     at_server("ZADD", "app:unacked_index", 1, "gc.dead.1")
+    at_server("ZADD", "app:greenconn.owners", -1, "dead")
     at_server(*words[:3], "reset", *words[3:], *changes)
 
 
