@@ -18,7 +18,7 @@ from greenconn.checks import Seconds, in_seconds
 from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.entity.declaration import declaration_cached
 from greenconn.entity.queue import DEAD
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import get_gevent_concurrent_error
 from greenconn.identity import process_place, uuid
 from greenconn.log import get_logger
@@ -439,12 +439,11 @@ def _drained(
     with consumer:
         client = consumer.channel.connection.client
         for _ in range(limit) if limit else count():
-            deadline = Deadline(timeout)
             try:
                 client.drain_events(timeout=timeout)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # the program's own
+            except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
             try:
                 item = arrived.popleft()
             except IndexError:
