@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_an_own_timeout_is_raised_while_the_broker_is_away(
             error = OwnTimeout("mine")
             timer = get_hub().loop.timer(seconds)
             thrown: list[OwnTimeout] = []
-            asking = gevent.spawn(outcome, lambda connection=connection: using(connection))
+            asking = gevent.spawn(outcome, partial(using, connection))
             gevent.sleep(0)
             timer.start(throw, asking, error, thrown)
             result = asking.get(timeout=SOON)
