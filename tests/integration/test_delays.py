@@ -101,14 +101,15 @@ def test_producers_delay_as_well(connection: Connection, unique: str) -> None:
 @pytest.mark.sampled(3)
 def test_message_comes_at_a_time(connection: Connection, unique: str) -> None:
     arrivals = Arrivals(connection, unique)
-    at = datetime.now(timezone(timedelta(hours=9))) + timedelta(seconds=2)
-    greenconn.publish(unique, "one", connection=connection, at=at)
-    greenconn.publish_many(unique, ["two"], connection=connection, at=at)
-    connection.Producer().publish("three", routing_key=unique, at=at)
-    past = at - timedelta(hours=1)
+    zone = timezone(timedelta(hours=9))
+    past = datetime.now(zone) - timedelta(hours=1)
     greenconn.publish(unique, "past", connection=connection, at=past)
     connection.Producer().publish("past", routing_key=unique, at=past)
     assert [arrivals.next()[0] for _ in range(2)] == ["past", "past"]
+    at = datetime.now(zone) + timedelta(seconds=2)
+    greenconn.publish(unique, "one", connection=connection, at=at)
+    greenconn.publish_many(unique, ["two"], connection=connection, at=at)
+    connection.Producer().publish("three", routing_key=unique, at=at)
     assert {arrivals.next()[0] for _ in range(3)} == {"one", "two", "three"}
     assert datetime.now(timezone.utc) >= at - timedelta(milliseconds=10)
     arrivals.stop()
