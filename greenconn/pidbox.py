@@ -34,7 +34,7 @@ from greenconn.exceptions import (
     SerializerNotInstalled,
     error_text,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.inbox import Inbox
 from greenconn.identity import uuid
 from greenconn.log import get_logger
@@ -798,9 +798,9 @@ def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iter
     while not limit or taken < limit:
         try:
             message = inbox.get(deadline)
-        except TimeoutError:
-            if not deadline.has_ended:
-                raise  # the program's own
+        except TimeoutError as exc:
+            if is_thrown(exc):
+                raise
             return
         taken += 1
         yield message

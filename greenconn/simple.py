@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.checks import Seconds
 from greenconn.entity import Exchange, Queue
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import forget_at_fork, yield_to_hub
 from greenconn.green.slot import SingleFlight
 from greenconn.messaging import Consumer, Producer
@@ -97,9 +97,9 @@ class SimpleBase:
         while not self.buffer:
             try:
                 event = self._next_event(deadline)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # the program's own
+            except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
                 yield_to_hub()  # if the deadline was 0, who polls lets the others run
                 raise self.Empty() from None
             event()

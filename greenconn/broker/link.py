@@ -60,7 +60,7 @@ from greenconn.exceptions import (
     ResourceError,
     error_text,
 )
-from greenconn.green.deadline import NEVER, Deadline, TimeLimit
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit, is_thrown
 from greenconn.green.hub import PerHub, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -379,8 +379,8 @@ class LeasedLink(BrokerLink):
             self.settlements.wait_routed(deadline)
             self._wait_sent(deadline)
         except TimeoutError as exc:
-            if not deadline.has_ended:
-                raise  # the program's own
+            if is_thrown(exc):
+                raise
             raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
 
     @abstractmethod
@@ -617,8 +617,8 @@ class StoreLink(LeasedLink):
         try:
             self.wait_settled(deadline)
         except TimeoutError as exc:
-            if not deadline.has_ended:
-                raise  # the program's own
+            if is_thrown(exc):
+                raise
             raise self.no_reply("settling messages") from exc
 
     def wait_claims(self, deadline: Deadline) -> None:

@@ -521,9 +521,9 @@ def wait_declared(session: Session, name: str, deadline: Deadline) -> None:
         return
     try:
         awaited.settled.wait(deadline)
-    except TimeoutError:
-        if not deadline.has_ended:
-            raise  # the program's own
+    except TimeoutError as exc:
+        if is_thrown(exc):
+            raise
         raise TimeoutError(
             f"queue {name!r} does not exist, and the consumer of this program that declares it "
             f"has not done so yet"

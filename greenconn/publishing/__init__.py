@@ -341,8 +341,8 @@ class PublishBatch:
                 next(iter(returned.values())), self._options, self._deadline
             )
         except TimeoutError as away:
-            if not self._deadline.has_ended:
-                raise  # the program's own
+            if is_thrown(away):
+                raise
             return away
         for position, exc in returned.items():
             self._settle(position, exc)

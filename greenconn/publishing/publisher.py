@@ -734,8 +734,8 @@ class Publisher:
                 return
             except NotFound as exc:
                 away = exc
-            except TimeoutError:
-                if away is None or not deadline.has_ended:
+            except TimeoutError as exc:
+                if away is None or is_thrown(exc):
                     raise
         assert away is not None, "else it had been declared, or failed"
         raise TimeoutError(str(away)) from away
@@ -864,6 +864,8 @@ class Publisher:
             if is_unavailable(away):
                 raise TimeoutError(str(away)) from exc
         except Exception as failure:
+            if is_thrown(failure):
+                raise
             logger.debug(
                 "checking %s after a return: %s",
                 options,

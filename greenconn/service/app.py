@@ -41,7 +41,7 @@ from greenconn.checks import Seconds, check_keywords, keyword_defaults, shows
 from greenconn.connection import Connection, ConnectionArguments, connection_defaults
 from greenconn.defaults import ARGUMENTS, check_limits, closed_at_exit
 from greenconn.entity.queue import Queue, ShardedQueue
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import name_of, spawn
 from greenconn.message import Message
@@ -778,9 +778,9 @@ def _await_confirms(session: Session, deadline: Deadline) -> None:
     if settle is not None:
         try:
             settle(deadline)
-        except TimeoutError:
-            if not deadline.has_ended:
-                raise  # the program's own
+        except TimeoutError as exc:
+            if is_thrown(exc):
+                raise
             logger.warning(
                 "%s did not confirm all publishes in time",
                 session.broker.label,

@@ -37,7 +37,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import flush_at_exit, forget_at_fork
 from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
@@ -157,9 +157,9 @@ class FlowControl:
                 limit = deadline.within(self._options.write_timeout)
                 if self.writer.must_wait:  # those before us may have filled it
                     self.writer.wait_writable(limit)
-        except TimeoutError:
-            if not limit.has_ended:
-                raise  # the program's own
+        except TimeoutError as exc:
+            if is_thrown(exc):
+                raise
             why = (
                 "does not read"
                 if self.blocked is None
@@ -745,9 +745,9 @@ class AmqpLink(Link):
             deadline = Deadline(self.options.blocked_timeout)
         try:
             writer.drain(deadline)
-        except TimeoutError:
-            if not deadline.has_ended:
-                raise  # the program's own
+        except TimeoutError as exc:
+            if is_thrown(exc):
+                raise
             raise TimeoutError(
                 f"{self.where} did not read fast enough for {deadline.timeout:g} s: "
                 f"{writer.pending} bytes are waiting"
@@ -770,9 +770,9 @@ class AmqpLink(Link):
                 self.writer.flush()
                 self.write_method(spec.Connection.Close, _CLOSE_ARGUMENTS)
                 self._closing.wait(deadline)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # the program's own
+            except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
                 logger.warning(
                     "%s did not confirm within %g s that this connection is closed: messages "
                     "published without confirms just before may be lost",
@@ -790,9 +790,9 @@ class AmqpLink(Link):
     def _withdraw(self, deadline: Deadline) -> None:
         try:
             withdraw(self, [each for each in self.channels.values() if each is not self], deadline)
-        except TimeoutError:
-            if not deadline.has_ended:
-                raise  # the program's own
+        except TimeoutError as exc:
+            if is_thrown(exc):
+                raise
         except ChannelError:
             pass  # a broker that does not reply requeues them by itself
 

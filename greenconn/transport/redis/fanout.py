@@ -45,7 +45,7 @@ from gevent import Greenlet
 from redis.crc import key_slot
 
 from greenconn.broker.exchanges import Binding, BrokerState, FanoutRouter, Router
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import Condition, SingleFlight, Slot
 from greenconn.green.supervisor import State, moved, spawn
@@ -653,9 +653,9 @@ class ShardChannel:
         while self.state is _SEEKING:
             try:
                 self._is_settled.wait(deadline)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # the program's own
+            except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
                 reason = f": {self._reason}" if self._reason else ""
                 raise TimeoutError(
                     f"{self._shards.where}: no node took the subscription to fan-out exchange "

@@ -42,7 +42,7 @@ from redis.exceptions import ResponseError
 from greenconn.broker.publishing import Completion
 from greenconn.credentials import SuppliedError
 from greenconn.exceptions import error_text
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
 from greenconn.green.slot import Condition, SingleFlight
 from greenconn.green.supervisor import State, Ticker, moved, spawn
@@ -672,9 +672,9 @@ class SlotPipeline(CommandPipeline):
                 self._seek()
             try:
                 self._is_ready.wait(deadline)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # the program's own
+            except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
                 raise TimeoutError(self._unserved_text()) from None
         assert self.node is not None
         if self.node.writer.must_wait:

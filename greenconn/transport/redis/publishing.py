@@ -31,7 +31,7 @@ from greenconn.broker.publishing import ChannelPublisher, Completion, CopyOutcom
 from greenconn.broker.settlements import visible_headers
 from greenconn.delays import delay_of
 from greenconn.exceptions import ContentTooLarge, PublishTimeout
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.slot import Condition, Slot
 from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import loads
@@ -414,9 +414,9 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         target.send(own)
         try:
             own.arrived.wait(deadline)
-        except TimeoutError:
-            if not deadline.has_ended:
-                raise  # the program's own; else the result says so
+        except TimeoutError as exc:
+            if is_thrown(exc):
+                raise  # else the result says so
 
     def _append(self, queue: str, priority: Any, raw: bytes, may_end: bool) -> bytes:
         """Return the command that appends a message to a queue; it does not need a loaded script."""
