@@ -9,10 +9,12 @@ made late instead of being skipped.
 
 The broker chooses the leader.  Brokers that support it use a single active consumer.  On other brokers,
 the leader is the process that has declared an exclusive queue, and the consumers of the other processes
-are paused.  Duplicate tokens are harmless: all are delivered to the leader, which keeps the one that is
-due first.  Each process therefore publishes a token without a time when it starts and every few minutes,
-in case the queue is new, or was purged or deleted.  The leader replaces its own token at the same
-interval, so that no token exceeds the broker's consumer timeout.
+are paused.  Each process publishes a token without a time when it starts and every few minutes, in case
+the queue is new, or was purged or deleted.  All tokens are delivered to the leader, which keeps the one
+that is due first, and drops one without a time while it holds another or has published one that is on its
+way.  So there are not two tokens of one time: the next leader may be sent the second after the call was
+made.  The leader replaces its own token at the same interval, so that no token exceeds the broker's
+consumer timeout.
 
 Before each call, the leader asks the broker whether it still holds the token.  A process that was
 suspended for longer than its lease therefore does not call the function after another process has become
@@ -370,6 +372,8 @@ class PeriodicCalls:
         self._last = 0.0
         #: When a token was last known to exist, on the monotonic clock; None: there may be none.
         self._published_at: float | None = None
+        #: Until when a token with a time is on its way from here, on the monotonic clock.
+        self._expected_until = -inf
         self._consumer: ConsumerGreenlet | None = None
 
     def start(self) -> ConsumerGreenlet:
@@ -453,6 +457,8 @@ class PeriodicCalls:
             due: the time at which the call is due; None lets the leader choose it.
         """
         body = {"due": due, "schedule": repr(self._schedule)}
+        # From the beginning, as it may arrive before the broker's confirm.
+        self._expected_until = -inf if due is None else monotonic() + TIMEOUT
         for _ in range(2):
             try:
                 publish(self._queue, body, connection=self.connection, timeout=TIMEOUT)
@@ -460,8 +466,9 @@ class PeriodicCalls:
                 continue  # the queue was deleted, and is declared again
             except Exception as exc:
                 logger.debug("schedule %r: no token was published: %s", self._name, error_text(exc))
-                return False
+                break
             return True
+        self._expected_until = -inf
         return False
 
     def _wait(self, seconds: float, clock: Clock) -> None:
@@ -480,6 +487,10 @@ class PeriodicCalls:
         """Hold a token until its call is made or another token replaces it.  May switch."""
         due = self._due_of(body)
         current = self._token
+        if due is not None:
+            self._expected_until = -inf
+        elif monotonic() < self._expected_until:
+            return
         if current is not None:
             if current.is_calling or due is None or due > current.due:
                 return

@@ -13,6 +13,7 @@ import pytest
 
 import greenconn
 from greenconn import App, Queue
+from greenconn.listeners import HandledEvent, Listener
 from greenconn.service.periodic import Cron, Every, spawn_periodic
 from greenconn.testing import ManualClock, MemoryBroker
 from tests.fix_wires import until
@@ -297,3 +298,37 @@ def test_a_token_of_another_schedule_says_nothing(app: App) -> None:
         assert calls == []
         test.advance(60)
         assert calls == [1]
+
+
+def test_one_token_is_published_for_a_time(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[float | None] = []
+    calls: list[int] = []
+    handled: list[int] = []
+
+    def publish_late(queue: Any, body: Any, **options: Any) -> None:
+        if body["due"] is not None and body["due"] not in published:
+            # That of a process that has just started, while the leader has none.
+            published.append(body["due"])
+            count = len(handled)
+            greenconn.publish(queue, {**body, "due": None}, connection=options["connection"])
+            until(lambda: len(handled) > count)
+        else:
+            published.append(body["due"])
+        greenconn.publish(queue, body, **options)
+
+    class Handled(Listener):
+        def on_handled(self, event: HandledEvent) -> None:
+            handled.append(1)
+
+    monkeypatch.setattr("greenconn.service.periodic.publish", publish_late)
+    app.every(60)(lambda: calls.append(1))
+    greenconn.add_listener(listener := Handled())
+    try:
+        with app.testing() as test:
+            for _ in range(3):
+                test.advance(60)
+    finally:
+        greenconn.remove_listener(listener)
+    assert len(calls) == 3
+    times = [due for due in published if due is not None]
+    assert times == sorted(set(times))
