@@ -25,6 +25,16 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     "newer-servers": (PYTHON, "-m", "tests", "--servers", "newer"),
     "newest-python": (".ci/on-python", "newest", "--core", "--patched-only"),
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
+    # gevent plans to make it the default one.
+    "other-loop": (
+        "env",
+        "GEVENT_LOOP=libev-cffi",
+        PYTHON,
+        "-m",
+        "tests",
+        "--core",
+        "--plain-only",
+    ),
     "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
     "docs": (".ci/docs",),
     "instructions": (PYTHON, "-m", "benchmarks.instructions", "--check"),

@@ -70,6 +70,11 @@ def wake_hub() -> None:
     timer.start(timer.close)
 
 
+#: The module of gevent's default loop outside of Windows; those over CFFI lose what is fed to a watcher
+#: that was not started, or have no such watcher.
+_EXTENSION: Final = "gevent.libev.corecext"
+
+
 class TurnEnd:
     """Calls *callback* in the hub when its turn ends: what is due now comes first.
 
@@ -87,14 +92,13 @@ class TurnEnd:
     def __init__(self, loop: Any, callback: Callable[[], object]) -> None:
         #: Has it called at the end of this turn.  Never switches.
         self.call: Callable[[], object]
-        try:
+        self._watcher: Any = None
+        if type(loop).__module__ == _EXTENSION:
             # Never started: an event is fed to it, and the lowest priority there is makes it last.
-            self._watcher: Any = loop.prepare(priority=-2)
-        except TypeError:  # libuv has no such thing: it is called between the other callbacks
-            self._watcher = None
-            self.call = partial(loop.run_callback, callback)
-        else:
+            self._watcher = loop.prepare(priority=-2)
             self.call = partial(self._watcher.feed, 0, callback)
+        else:  # which cannot do that: it is called between the other callbacks
+            self.call = partial(loop.run_callback, callback)
 
     def close(self) -> None:
         """Stop the calls.  Never switches."""

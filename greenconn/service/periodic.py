@@ -11,10 +11,10 @@ The broker chooses the leader.  Brokers that support it use a single active cons
 the leader is the process that has declared an exclusive queue, and the consumers of the other processes
 are paused.  Each process publishes a token without a time when it starts and every few minutes, in case
 the queue is new, or was purged or deleted.  All tokens are delivered to the leader, which keeps the one
-that is due first, and drops one without a time while it holds another or has published one that is on its
-way.  So there are not two tokens of one time: the next leader may be sent the second after the call was
-made.  The leader replaces its own token at the same interval, so that no token exceeds the broker's
-consumer timeout.
+that is due first.  It drops one without a time while it holds another, or has published one that is on
+its way: of two tokens of one time, the next leader could be sent the second after the call was made.
+The leader replaces its own token at the same interval, so that no token exceeds the broker's consumer
+timeout.
 
 Before each call, the leader asks the broker whether it still holds the token.  A process that was
 suspended for longer than its lease therefore does not call the function after another process has become

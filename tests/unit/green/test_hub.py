@@ -26,6 +26,7 @@ from greenconn.green.hub import (
     weakly,
     yield_to_hub,
 )
+from tests.loops import needs_turn_end
 
 
 def test_a_turn_lets_all_others_run() -> None:
@@ -68,6 +69,7 @@ def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
     assert loop.activecnt == before
 
 
+@needs_turn_end
 def test_the_end_of_a_turn_comes_after_what_is_due() -> None:
     ran: list[str] = []
     end = TurnEnd(get_hub().loop, lambda: ran.append("end"))
@@ -91,13 +93,9 @@ def test_the_end_of_a_turn_comes_after_what_is_due() -> None:
     assert len(ran) == 4
 
 
-def test_the_end_of_a_turn_where_the_loop_has_no_priorities() -> None:
+def test_the_end_of_a_turn_of_another_loop() -> None:
     ran: list[str] = []
-
-    def prepare(**options: Any) -> None:
-        raise TypeError("no priority")
-
-    loop = SimpleNamespace(prepare=prepare, run_callback=lambda callback: callback())
+    loop = SimpleNamespace(run_callback=lambda callback: callback())
     end = TurnEnd(loop, lambda: ran.append("end"))
     end.call()
     assert ran == ["end"]

@@ -25,6 +25,7 @@ from greenconn.green.writer import EARLY_FLUSH, GATHER, HIGH_WATER, IOV_MAX, LOW
 from tests.fix_interrupts import Signal, interruptions, signals
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import Wire, until
+from tests.loops import needs_turn_end
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
@@ -106,6 +107,7 @@ def test_the_first_write_of_a_turn_leaves_at_once_and_the_rest_in_one_send(line:
     assert writer.sends == 3
 
 
+@needs_turn_end
 def test_greenlets_that_wake_one_another_write_in_one_turn(line: Line) -> None:
     # As those do that hand a pooled connection on: each runs because of a callback of the one before.
     writer, wire = line.writer, line.wire
@@ -186,6 +188,7 @@ def test_the_gate_lets_others_run_and_opens(line: Line) -> None:
     assert not writer.must_wait
 
 
+@needs_turn_end
 @pytest.mark.parametrize("killed", [None, 0, 3])
 def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
     line: Line, killed: int | None
