@@ -21,6 +21,8 @@ from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
 from tests.integration.processes import start
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 #: RabbitMQ repeats a hand-over that it could not make, as it was starting, only after three minutes.
 LATE = 300.0

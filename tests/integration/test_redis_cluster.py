@@ -34,6 +34,8 @@ from tests.fix_tls import CERTS
 from tests.fix_wires import until
 from tests.integration.redis_load import OPTIONS, Load
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 
 

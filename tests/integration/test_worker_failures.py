@@ -22,6 +22,8 @@ from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``
 from tests.integration.processes import start
 from tests.receiving import consuming
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 
 
