@@ -459,17 +459,24 @@ class PeriodicCalls:
         body = {"due": due, "schedule": repr(self._schedule)}
         # From the beginning, as it may arrive before the broker's confirm.
         self._expected_until = -inf if due is None else monotonic() + TIMEOUT
-        for _ in range(2):
-            try:
-                publish(self._queue, body, connection=self.connection, timeout=TIMEOUT)
-            except Unroutable:
-                continue  # the queue was deleted, and is declared again
-            except Exception as exc:
-                logger.debug("schedule %r: no token was published: %s", self._name, error_text(exc))
+        is_published = False
+        try:
+            for _ in range(2):
+                try:
+                    publish(self._queue, body, connection=self.connection, timeout=TIMEOUT)
+                except Unroutable:
+                    continue  # the queue was deleted, and is declared again
+                except Exception as exc:
+                    logger.debug(
+                        "schedule %r: no token was published: %s", self._name, error_text(exc)
+                    )
+                else:
+                    is_published = True
                 break
-            return True
-        self._expected_until = -inf
-        return False
+        finally:
+            if not is_published:  # also where it was killed
+                self._expected_until = -inf
+        return is_published
 
     def _wait(self, seconds: float, clock: Clock) -> None:
         """Wait for a change of the consumer's state, for at most *seconds*.  May switch."""

@@ -332,3 +332,24 @@ def test_one_token_is_published_for_a_time(app: App, monkeypatch: pytest.MonkeyP
     assert len(calls) == 3
     times = [due for due in published if due is not None]
     assert times == sorted(set(times))
+
+
+def test_a_call_killed_before_its_next_token_is_published_is_followed(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def publish_or_die(queue: Any, body: Any, **options: Any) -> None:
+        if len(calls) == 1 and not killed:
+            killed.append(1)
+            raise gevent.GreenletExit
+        greenconn.publish(queue, body, **options)
+
+    killed: list[int] = []
+    monkeypatch.setattr("greenconn.service.periodic.publish", publish_or_die)
+    app.every(60)(lambda: calls.append(1))
+    with app.testing() as test:
+        for _ in range(3):
+            test.advance(60)
+    assert killed
+    assert len(calls) >= 2
