@@ -9,14 +9,14 @@ from typing import Any
 
 import pymongo
 import pytest
-from pymongo import common
+from pymongo import common, database
 
 from tests.brokers.environment import MONGODB_URL
 from tests.brokers.mongodb_server import MongoStandin
 from tests.fix_brokers import Brokers, Servers, mended
 
 MongoFactory = Servers[MongoStandin]
-Database = pymongo.database.Database[dict[str, Any]]
+Database = database.Database[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")

@@ -486,7 +486,8 @@ def _made(address: Address) -> Any:
 
 def _hello(mongo: Any, timeout: float | None) -> Any:
     with pymongo.timeout(timeout):
-        return mongo.admin.command("hello")
+        # The name that pymongo begins with: it is that of servers before 4.4, too.
+        return mongo.admin.command("ismaster")
 
 
 def _close(mongo: Any) -> None:
