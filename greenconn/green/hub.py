@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 import gevent
 from gevent import get_hub
-from gevent._hub_local import set_hub
+from gevent._hub_local import get_hub_if_exists, set_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import WrongHub
@@ -339,8 +339,6 @@ class ForkAware(Protocol):
 
 #: By identity, since members may be equal; in the order of registration.
 _fork_aware: dict[int, weakref.ref[ForkAware]] = {}
-#: The hubs of those who have registered.
-_hubs: WeakSet[Hub] = WeakSet()
 _has_fork_hook = False
 
 
@@ -355,7 +353,6 @@ def forget_at_fork(member: ForkAware) -> None:
     if not _has_fork_hook:
         _has_fork_hook = True
         os.register_at_fork(after_in_child=_forget_all)
-    _hubs.add(get_hub())
     key = id(member)
 
     def drop(gone: weakref.ref[ForkAware]) -> None:
@@ -369,9 +366,9 @@ def forget_at_fork(member: ForkAware) -> None:
 def _forget_all() -> None:
     # The parent's epoll is the child's, too, until the loop has one of its own: libuv would take a
     # socket out of it as soon as its watcher is closed, and the parent would be deaf.
-    for hub in list(_hubs):
-        if hub.loop is not None:
-            hub.loop.reinit()
+    hub = get_hub_if_exists()
+    if hub is not None and hub.loop is not None:
+        hub.loop.reinit()
     first_error: BaseException | None = None
     for reference in list(_fork_aware.values()):
         member = reference()
