@@ -456,27 +456,27 @@ class PeriodicCalls:
         Arguments:
             due: the time at which the call is due; None lets the leader choose it.
         """
-        body = {"due": due, "schedule": repr(self._schedule)}
         # From the beginning, as it may arrive before the broker's confirm.
         self._expected_until = -inf if due is None else monotonic() + TIMEOUT
         is_published = False
         try:
-            for _ in range(2):
-                try:
-                    publish(self._queue, body, connection=self.connection, timeout=TIMEOUT)
-                except Unroutable:
-                    continue  # the queue was deleted, and is declared again
-                except Exception as exc:
-                    logger.debug(
-                        "schedule %r: no token was published: %s", self._name, error_text(exc)
-                    )
-                else:
-                    is_published = True
-                break
+            is_published = self._send({"due": due, "schedule": repr(self._schedule)})
         finally:
-            if not is_published:  # also where it was killed
+            if not is_published:  # also where this greenlet was killed
                 self._expected_until = -inf
         return is_published
+
+    def _send(self, body: dict[str, Any]) -> bool:
+        for _ in range(2):
+            try:
+                publish(self._queue, body, connection=self.connection, timeout=TIMEOUT)
+            except Unroutable:
+                continue  # the queue was deleted, and is declared again
+            except Exception as exc:
+                logger.debug("schedule %r: no token was published: %s", self._name, error_text(exc))
+                return False
+            return True
+        return False
 
     def _wait(self, seconds: float, clock: Clock) -> None:
         """Wait for a change of the consumer's state, for at most *seconds*.  May switch."""
@@ -497,7 +497,7 @@ class PeriodicCalls:
         if due is not None:
             self._expected_until = -inf
         elif monotonic() < self._expected_until:
-            return
+            return  # a second token of that time could outlive the call
         if current is not None:
             if current.is_calling or due is None or due > current.due:
                 return
