@@ -27,13 +27,8 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
     # gevent plans to make it the default one.
     "other-loop": (
-        "env",
-        "GEVENT_LOOP=libev-cffi",
-        PYTHON,
-        "-m",
-        "tests",
-        "--core",
-        "--plain-only",
+        *("env", "GEVENT_LOOP=libev-cffi"),
+        *(PYTHON, "-m", "tests", "--core", "--plain-only"),
     ),
     "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
     "docs": (".ci/docs",),

@@ -97,7 +97,7 @@ class TurnEnd:
             # Never started: an event is fed to it, and the lowest priority there is makes it last.
             self._watcher = loop.prepare(priority=-2)
             self.call = partial(self._watcher.feed, 0, callback)
-        else:  # which cannot do that: it is called between the other callbacks
+        else:  # the others cannot do that: it is called between the other callbacks
             self.call = partial(loop.run_callback, callback)
 
     def close(self) -> None:

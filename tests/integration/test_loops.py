@@ -10,7 +10,7 @@ pytestmark = pytest.mark.programs
 
 #: Publishes from many greenlets, handles all, forks, and does so once more.
 PROGRAM = """
-import gevent, os, sys, warnings
+import gevent, os, sys
 from gevent.event import Event
 import gevent.os
 import greenconn
