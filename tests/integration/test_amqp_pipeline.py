@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -104,16 +105,18 @@ def test_an_error_is_that_of_its_own_request_and_none_behind_it_is_done(
         for number in range(5):
             declare(pipeline, number)
         send(pipeline, unique)
-        for number in range(5, 10):
-            declare(pipeline, number)
+        with suppress(RecoverableChannelError):  # a slow machine has the error before all are sent
+            for number in range(5, 10):
+                declare(pipeline, number)
         for number in range(5):
             assert pipeline.receive()[0] == f"{unique}-{number}"
             pipeline.receive()
         with pytest.raises(error):
             pipeline.receive()
-        with pytest.raises(RecoverableChannelError, match="because of another call") as caught:
-            pipeline.receive()
-        assert not isinstance(caught.value, error)
+        while pipeline.due:
+            with pytest.raises(RecoverableChannelError, match="because of another call") as caught:
+                pipeline.receive()
+            assert not isinstance(caught.value, error)
         with pytest.raises(RecoverableChannelError, match="is closed"):
             declare(pipeline, 10)
     assert not channel.is_open
