@@ -268,6 +268,8 @@ class MongoStore(Store):
         self._reference: ClientReference | None = None
         self._servers: Client
         self._messages: Any
+        #: The same, for messages that are published.
+        self._durable: Any
         self._claims: Claims
         self._queues: Queues
         self._broadcast: Broadcast
@@ -287,9 +289,9 @@ class MongoStore(Store):
         self._reference = ClientReference(address_of(self.client, options), where, options.threads)
         servers = self._servers = self._reference.client
         servers.greet(deadline)
-        database = servers.database
-        self._messages = database[options.messages_collection]
-        servers.call(_prepare, database, options)
+        self._messages = servers.database[options.messages_collection]
+        self._durable = servers.durable[options.messages_collection]
+        servers.call(_prepare, servers.database, options)
         self._claims = Claims(servers, self._messages, options.lease)
         self._broadcast = broadcast_of(servers, options.broadcast_collection)
         self.topology = MongoTopology(servers, options, self._broadcast, self, self.wake)
@@ -419,7 +421,7 @@ class MongoStore(Store):
                 if due is not None and due > 0 and (soonest is None or due < soonest):
                     soonest = due
         if messages:
-            refused = self._servers.call(_insert, self._messages, messages)
+            refused = self._servers.call(_insert, self._durable, messages)
             for index, error in refused.items():
                 outcomes[places[index]] = error
         if copies:

@@ -32,7 +32,7 @@ from urllib.parse import parse_qsl
 import gevent
 import pymongo
 from bson import ObjectId
-from pymongo import ReadPreference, errors, uri_parser
+from pymongo import ReadPreference, WriteConcern, errors, uri_parser
 
 from greenconn.broker.envelope import mark_redelivered, read_envelope
 from greenconn.broker.port import Claimed, Entry
@@ -349,6 +349,20 @@ GREETING: Final = 0.8
 _Key = tuple[Address, str, int]
 
 
+def confirming(given: WriteConcern) -> WriteConcern:
+    """Return the write concern with which a message is stored, and what is declared.
+
+    A write is confirmed when a majority of the servers has it in its journal.  A single server writes
+    its journal each 100 ms, and loses the rest when it is killed.  What only a replaced primary has is
+    rolled back.
+
+    Arguments:
+        given: that of the URL; what it says is kept.
+    """
+    said = given.document
+    return given if said.get("w") == 0 else WriteConcern(**{"w": "majority", "j": True, **said})
+
+
 class Client:
     """Servers, and the database on them.
 
@@ -359,6 +373,7 @@ class Client:
 
     Attributes:
         database: pymongo's object for the database.
+        durable: the same, for writes whose confirm counts (see :func:`confirming`).
         is_set: whether the servers are a replica set (or a cluster of such), so that they tell of
             changes.
         exchanges, broadcasts, is_polling_logged: the state that all connections of the hub to the
@@ -392,6 +407,9 @@ class Client:
         # Whatever the URL says: a secondary may not know yet of a queue that was declared just now.
         self.database: Any = self._mongo.get_database(
             address.database, read_preference=ReadPreference.PRIMARY
+        )
+        self.durable: Any = self.database.with_options(
+            write_concern=confirming(self._mongo.write_concern)
         )
         close_at_thread_end(self)
 

@@ -57,10 +57,9 @@ class Queues:
         self._client = client
         self._options = options
         self._topology = topology
-        database = client.database
-        self._messages: Any = database[options.messages_collection]
-        self._queues: Any = database[options.queues_collection]
-        self._routing: Any = database[options.routing_collection]
+        self._messages: Any = client.database[options.messages_collection]
+        self._queues: Any = client.durable[options.queues_collection]
+        self._routing: Any = client.durable[options.routing_collection]
         self._lease = timedelta(seconds=options.lease)
         #: The record of when an unused queue is deleted.
         self._end = EXPIRE_AT if options.ttl else DEAD_AT
@@ -366,9 +365,9 @@ class MongoTopology(TopologyStore):
         self._broadcast = broadcast
         self._user = user
         self._wake = wake
-        self._queues: Any = client.database[options.queues_collection]
-        self._routing: Any = client.database[options.routing_collection]
-        self._exchanges: Any = client.database[options.exchanges_collection]
+        self._queues: Any = client.durable[options.queues_collection]
+        self._routing: Any = client.durable[options.routing_collection]
+        self._exchanges: Any = client.durable[options.exchanges_collection]
         names = options.routing_collection, options.exchanges_collection
         self._cache = client.exchanges.setdefault(names, {})
 

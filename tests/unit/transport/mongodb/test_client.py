@@ -46,6 +46,24 @@ def test_urls(url: str, host: str, database: str) -> None:
     assert (found.host, found.database) == (host, database)
 
 
+@pytest.mark.parametrize(
+    ("options", "concern"),
+    [
+        ("", {"w": "majority", "j": True}),
+        ("?w=1", {"w": 1, "j": True}),
+        ("?journal=false", {"w": "majority", "j": False}),
+        ("?wTimeoutMS=500", {"w": "majority", "j": True, "wtimeout": 500}),
+        ("?w=0", {"w": 0}),
+    ],
+)
+def test_a_confirm_means_that_a_majority_has_it_on_disk(
+    options: str, concern: dict[str, Any]
+) -> None:
+    client = Client(address(f"mongodb://127.0.0.1:1/mail{options}"), "", 1)
+    assert client.durable.write_concern.document == concern
+    client.close()
+
+
 def test_options_of_the_url_win() -> None:
     for scheme in ("mongodb", "mongodb+srv"):
         found = address(
