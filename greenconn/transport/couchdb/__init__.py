@@ -263,7 +263,7 @@ class CouchStore(Store):
         self._owners.has_queues |= declaration.owner is not None
         doc = queue_document(name, declaration)
         while True:
-            revision = self._api.put(doc)
+            revision = self._api.put(doc, is_durable=True)
             if revision is not None:
                 self._cache.take({**doc, "_rev": revision})
                 return declaration
@@ -339,7 +339,7 @@ class CouchStore(Store):
 
     def _write_together(self, docs: Sequence[Document]) -> list[Exception | None]:
         marks = [mark for doc in docs if (mark := mark_of(doc)) is not None]
-        results = self._api.write([*docs, *marks])[: len(docs)]
+        results = self._api.write([*docs, *marks], is_durable=True)[: len(docs)]
         outcomes: list[Exception | None] = []
         for doc, result in zip(docs, results, strict=True):
             # A conflict is one with itself, as the ids of new messages are unique.
@@ -590,7 +590,7 @@ class CouchTopology(TopologyStore):
         """Store what is equal for all programs that declare it."""
         if self._cache.revision(doc["_id"]) is not None:
             return
-        revision = self._api.put(doc)
+        revision = self._api.put(doc, is_durable=True)
         if revision is None:
             found = self._api.get(doc["_id"])
             if found is None:

@@ -313,6 +313,8 @@ def refusal(status: int, reply: Any, where: str, what: str) -> Exception:
 LARGEST: Final = 64 * 1024 * 1024
 #: Documents that are listed in one request.
 PAGE: Final = 1000
+#: Has CouchDB 1 write to disk before it replies, with ``delayed_commits`` too (its HTTP API, 1.6).
+FULL_COMMIT: Final = {"X-Couch-Full-Commit": "true"}
 
 #: A compact form, as CouchDB writes it too.
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
@@ -379,23 +381,37 @@ class CouchApi:
         doc: Document = self._good(status, found, "reading a document")
         return doc
 
-    def put(self, doc: Document) -> str | None:
-        """Store a document; return its revision, or None on a conflict.  May switch."""
-        (result,) = self.write([doc])
+    def put(self, doc: Document, *, is_durable: bool = False) -> str | None:
+        """Store a document; return its revision, or None on a conflict.  May switch.
+
+        Arguments:
+            is_durable: see :meth:`write`.
+        """
+        (result,) = self.write([doc], is_durable=is_durable)
         if "rev" in result:
             return str(result["rev"])
         if result.get("error") == "conflict":
             return None
         raise refusal(403, result, self.where, "storing a document")
 
-    def write(self, docs: Sequence[Document], *, may_repeat: bool = True) -> list[Document]:
+    def write(
+        self, docs: Sequence[Document], *, may_repeat: bool = True, is_durable: bool = False
+    ) -> list[Document]:
         """Store, change or delete documents; return for each its ``rev`` or ``error``.  May switch.
 
         Arguments:
             may_repeat: it may be sent twice, where a kept connection was found closed: then there may
                 be conflicts with what we stored ourselves.
+            is_durable: they, and all that was written before, are on disk when the server replies.
+                Without it a server with ``delayed_commits``, CouchDB 1 by default, may take a second.
         """
-        status, reply = self._ask("POST", "/_bulk_docs", {"docs": docs}, may_repeat=may_repeat)
+        status, reply = self._ask(
+            "POST",
+            "/_bulk_docs",
+            {"docs": docs},
+            headers=FULL_COMMIT if is_durable else {},
+            may_repeat=may_repeat,
+        )
         results = self._good(status, reply, "storing documents")
         if not isinstance(results, list):
             raise NotCouch(f"{self.where}: the response has no list of results")
@@ -461,6 +477,7 @@ class CouchApi:
         target: str,
         content: Any = None,
         *,
+        headers: Mapping[str, str] = {},
         may_repeat: bool | None = None,
         deadline: Deadline | None = None,
     ) -> tuple[int, Any]:
@@ -468,7 +485,7 @@ class CouchApi:
             method,
             self._path + target,
             deadline=deadline or Deadline(self._timeout),
-            headers=self._headers,
+            headers={**self._headers, **headers},
             body=b"" if content is None else _encode(content).encode(),
             may_repeat=may_repeat,
             limit=LARGEST,
