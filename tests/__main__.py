@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests import nightly
-from tests.brokers import newer
+from tests.brokers import newer, older
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import (
     AMQP_CTL,
@@ -40,6 +40,7 @@ from tests.brokers.environment import (
     are_required,
     is_full,
     is_full_once,
+    servers,
 )
 from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.packages import NoBroker
@@ -103,7 +104,7 @@ def main() -> int:
         os.environ[SERVERS] = options.servers
     try:
         with Keeper() as keeper:
-            if newer.is_wanted() and not has_newer(keeper):
+            if servers() and not has_servers(keeper):
                 return 0
             return Run(options, rest, keeper).code()
     except NoBroker as error:
@@ -114,15 +115,20 @@ def main() -> int:
         return 130
 
 
-def has_newer(keeper: Keeper) -> bool:
-    """Say which newer servers there are, or why there are none."""
+def has_servers(keeper: Keeper) -> bool:
+    """Say which of the servers that are wanted there are, or why there are none."""
     try:
-        versions = newer.versions(keeper.directory)
-        newer.find("redis-server", keeper.directory)
+        if older.is_wanted():
+            older.check(keeper.directory)
+            versions = {"mongodb": "3.6", "couchdb": "1.6"}
+        else:
+            versions = newer.versions(keeper.directory)
+            newer.find("redis-server", keeper.directory)
     except NoBroker as error:
-        print(f"skipped: newer servers cannot be had here: {error}")
+        print(f"skipped: {servers()} servers cannot be had here: {error}")
         return False
-    print("newer servers:", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{servers()} servers: {said}")
     return True
 
 
@@ -159,9 +165,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add(
         "--servers",
-        choices=["newer"],
-        help="only what depends on RabbitMQ, Redis or beanstalkd, on newer ones than this system's;"
-        " the patched processes have Valkey instead of Redis",
+        choices=["newer", "older"],
+        help="only what depends on RabbitMQ, Redis or beanstalkd, on newer ones than this system's,"
+        " the patched processes with Valkey instead of Redis; or only what depends on MongoDB or"
+        " CouchDB, on older ones instead of what stands in for them",
     )
     add(
         "--nightly",
@@ -287,7 +294,7 @@ class Run:
     def _files(self, kind: str, is_core_only: bool) -> list[str]:
         """Return the files that the processes of a kind run together."""
         chosen = chosen_files(self._rest)
-        if newer.is_wanted() and not names_files(self._rest):
+        if servers() and not names_files(self._rest):
             chosen = [file for file in chosen if depends_on_server(file)]
         if kind == "patched":  # plain ones run what starts programs, of all files
             chosen = [file for file in chosen if not self._is_left_out(kind, file)]

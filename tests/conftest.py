@@ -17,7 +17,7 @@ import pytest
 from gevent import get_hub, monkey
 from hypothesis import HealthCheck, settings
 
-from tests.brokers import newer
+from tests.brokers.environment import servers
 from tests.shares import Share, chosen_kind, is_core, is_in_half, sample
 
 pytest_plugins = [
@@ -48,17 +48,25 @@ SUMMARY = "GREENCONN_TEST_SUMMARY"
 LONGEST_REASON = 1500
 #: Of its log, the last ones.
 LOG_LINES = 15
-#: Fixtures of the tests that talk to a server of which there is a newer one.
-NEWER_FIXTURES = frozenset(
-    {
-        *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
-        *("rabbitmq_cluster", "tls_rabbitmq"),
-        *("redis_url", "own_redis", "redis_with", "sentinel_group", "large_sentinel_group"),
-        *("redis_cluster", "own_redis_cluster", "durable_redis_cluster"),
-        "beanstalk_servers",
-    }
-)
-NEWER_KINDS = frozenset({"amqp", "redis", "redis+cluster", "beanstalk"})
+#: The servers that each choice of servers has: kinds of brokers, and fixtures of the tests that use one.
+SERVED = {
+    "newer": frozenset(
+        {
+            *("amqp", "redis", "redis+cluster", "beanstalk"),
+            *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
+            *("rabbitmq_cluster", "tls_rabbitmq"),
+            *("redis_url", "own_redis", "redis_with", "sentinel_group", "large_sentinel_group"),
+            *("redis_cluster", "own_redis_cluster", "durable_redis_cluster"),
+            "beanstalk_servers",
+        }
+    ),
+    "older": frozenset(
+        {
+            *("mongodb", "mongodb_server", "mongodb_set", "own_mongodb", "mongodb_with"),
+            *("couchdb", "couchdb_server", "own_couchdb", "couchdb_with"),
+        }
+    ),
+}
 summary = pytest.StashKey["str | None"]()
 share = pytest.StashKey["Share | None"]()
 #: Seconds that the tests of each file took.
@@ -124,8 +132,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if (mine := config.stash[share]) is not None:  # files that were named are read all the same
         has = mine.has
         _select(config, items, lambda item: has(item.path))
-    if newer.is_wanted():
-        _select(config, items, _uses_newer_server)
+    if served := SERVED.get(servers()):
+        _select(config, items, partial(_uses_one_of, served))
     if not config.getoption("--full"):
         _select(config, items, partial(_is_due, config))
         if not config.getoption("--full-once"):
@@ -196,13 +204,13 @@ def _samples(items: list[pytest.Item], seed: object) -> set[str]:
     return chosen
 
 
-def _uses_newer_server(item: pytest.Item) -> bool:
-    """Return whether a test talks to one of the servers that there are newer ones of."""
+def _uses_one_of(served: frozenset[str], item: pytest.Item) -> bool:
+    """Return whether a test talks to one of these servers."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     kind = params.get("side") or params.get("broker_kind")
     if kind is not None:
-        return kind in NEWER_KINDS
-    return not NEWER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        return kind in served
+    return not served.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_finish() -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.cluster import RabbitMQCluster
+from tests.brokers.couchdb_server import CouchDB
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import AMQP_CTL, AMQP_URL, NEWER_AMQP_URL, REDIS_URL, are_required
 from tests.brokers.keeper import Keeper
-from tests.brokers.mongodb_server import MongoStandin
+from tests.brokers.mongodb_server import MongoDB, MongoStandin
 from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.pouchdb import PouchDB
@@ -40,6 +41,8 @@ Process = TypeVar("Process", bound=Server)
 #: What there is not when a test is skipped.
 TITLES: dict[Any, str] = {
     Beanstalkd: "beanstalkd",
+    CouchDB: "CouchDB",
+    MongoDB: "MongoDB",
     MongoStandin: "stand-in for MongoDB",
     MotoServer: "moto",
     PouchDB: "pouchdb-server",

@@ -1,4 +1,7 @@
-"""What speaks CouchDB's protocol: the user's, or a pouchdb-server of this process."""
+"""What speaks CouchDB's protocol: the user's, or a pouchdb-server of this process.
+
+With ``--servers older`` all are CouchDB 1.6.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.brokers.couchdb_server import KIND, CouchServer
 from tests.brokers.environment import COUCHDB_URL
-from tests.brokers.pouchdb import PouchDB
 from tests.fix_brokers import Brokers, mended
 
-PouchFactory = Callable[..., PouchDB]
+CouchFactory = Callable[..., CouchServer]
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def couchdb_server(brokers: Brokers) -> str:
     if url:
         return url.rstrip("/")
     with unlimited():
-        return brokers.start(PouchDB).url
+        return brokers.start(KIND).url
 
 
 @pytest.fixture(scope="session")
@@ -50,28 +53,28 @@ def couchdb_new_url(couchdb_server: str, unique: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def own_couchdb_process(brokers: Brokers) -> Iterator[PouchDB]:
+def own_couchdb_process(brokers: Brokers) -> Iterator[CouchServer]:
     """The process behind :func:`own_couchdb`."""
     with unlimited():
-        broker = brokers.start(PouchDB, is_kept=True)
+        broker = brokers.start(KIND, is_kept=True)
     yield broker
     broker.close()
 
 
 @pytest.fixture
-def own_couchdb(own_couchdb_process: PouchDB) -> Iterator[PouchDB]:
+def own_couchdb(own_couchdb_process: CouchServer) -> Iterator[CouchServer]:
     """A server with data on disk that the test may stop, kill or freeze; mended after the test."""
     yield from mended(own_couchdb_process)
 
 
 @pytest.fixture
-def pouchdb_with(brokers: Brokers) -> Iterator[PouchFactory]:
-    """Start a server of the test's own with ``pouchdb_with(option...)``; ended after the test."""
-    servers: list[PouchDB] = []
+def couchdb_with(brokers: Brokers) -> Iterator[CouchFactory]:
+    """Start a server of the test's own with ``couchdb_with(option...)``; ended after the test."""
+    servers: list[CouchServer] = []
 
-    def start(**options: object) -> PouchDB:
+    def start(**options: object) -> CouchServer:
         with unlimited():
-            servers.append(brokers.start(PouchDB, **options))
+            servers.append(brokers.start(KIND, **options))
         return servers[-1]
 
     yield start

@@ -1,4 +1,7 @@
-"""MongoDB: the user's, or the stand-in, which is not one (see :mod:`tests.brokers.mongodb`)."""
+"""MongoDB: the user's, or the stand-in, which is not one (see :mod:`tests.brokers.mongodb`).
+
+With ``--servers older`` all are MongoDB 3.6.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ import pytest
 from pymongo import common, database
 
 from tests.brokers.environment import MONGODB_URL
-from tests.brokers.mongodb_server import MongoStandin
+from tests.brokers.mongodb_server import KIND, MongoServer
 from tests.fix_brokers import Brokers, Servers, mended
 
-MongoFactory = Servers[MongoStandin]
+MongoFactory = Servers[MongoServer]
 Database = database.Database[dict[str, Any]]
 
 
@@ -34,8 +37,8 @@ def quick_monitors() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mongodb_servers(brokers: Brokers, quick_monitors: None) -> Iterator[MongoFactory]:
-    """Starts stand-ins that live as long as the tests."""
-    with Servers(brokers, MongoStandin) as servers:
+    """Starts servers that live as long as the tests."""
+    with Servers(brokers, KIND) as servers:
         yield servers
 
 
@@ -67,31 +70,31 @@ def mongodb_database(mongodb_url: str, unique: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def mongodb_set(mongodb_servers: MongoFactory) -> MongoStandin:
-    """A stand-in for the only member of a replica set; never stop it."""
+def mongodb_set(mongodb_servers: MongoFactory) -> MongoServer:
+    """The only member of a replica set; never stop it."""
     return mongodb_servers(replica_set="rs0")
 
 
 @pytest.fixture
-def mongodb_set_url(mongodb_set: MongoStandin, unique: str) -> str:
+def mongodb_set_url(mongodb_set: MongoServer, unique: str) -> str:
     """The address of a database of the test's own, on a replica set."""
     return f"{mongodb_set.url}/{unique}?replicaSet=rs0"
 
 
 @pytest.fixture
 def mongodb_with(brokers: Brokers, quick_monitors: None) -> Iterator[MongoFactory]:
-    """Start a stand-in of the test's own with ``mongodb_with(option...)``; ended after the test."""
-    with Servers(brokers, MongoStandin) as servers:
+    """Start a server of the test's own with ``mongodb_with(option...)``; ended after the test."""
+    with Servers(brokers, KIND) as servers:
         yield servers
 
 
 @pytest.fixture(scope="session")
-def own_mongodb_process(mongodb_servers: MongoFactory) -> MongoStandin:
+def own_mongodb_process(mongodb_servers: MongoFactory) -> MongoServer:
     """The process behind :func:`own_mongodb`."""
     return mongodb_servers(is_durable=True)
 
 
 @pytest.fixture
-def own_mongodb(own_mongodb_process: MongoStandin) -> Iterator[MongoStandin]:
+def own_mongodb(own_mongodb_process: MongoServer) -> Iterator[MongoServer]:
     """A lone server that keeps its data, which the test may stop, kill or freeze; mended after it."""
     yield from mended(own_mongodb_process)

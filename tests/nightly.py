@@ -23,6 +23,11 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     # One process more of each kind: what only this run has waits more than it computes.
     "full": (PYTHON, "-m", "tests", "--full-once", "--processes", "4"),
     "newer-servers": (PYTHON, "-m", "tests", "--servers", "newer"),
+    # The oldest pymongo: later ones do not talk to such a MongoDB.
+    "older-servers": (
+        *(".ci/on-python", "oldest", "--lower-bounds"),
+        *("--servers", "older", "--full-once"),
+    ),
     "newest-python": (".ci/on-python", "newest", "--core", "--patched-only"),
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
     # gevent plans to make it the default one.

@@ -12,7 +12,8 @@ AMQP_CTL = "GREENCONN_TEST_AMQP_CTL"
 NEWER_AMQP_URL = "GREENCONN_TEST_NEWER_AMQP_URL"
 #: The address of a Redis.  Given by the user: use it, and start none.
 REDIS_URL = "GREENCONN_TEST_REDIS_URL"
-#: Which servers are private brokers: the system's own (empty), or ``newer`` ones.
+#: Which servers are private brokers: the system's own (empty), ``newer`` ones, or ``older`` ones of
+#: MongoDB and CouchDB instead of what stands in for them.
 SERVERS = "GREENCONN_TEST_SERVERS"
 #: Which of the newer servers that speak Redis' protocol it is: ``redis`` or ``valkey``.
 REDIS_SERVER = "GREENCONN_TEST_REDIS_SERVER"
@@ -36,6 +37,11 @@ FULL = "GREENCONN_TEST_FULL"
 ONCE = "once"
 
 FALSE = ("", "0", "false", "no")
+
+
+def servers() -> str:
+    """Return which servers the environment asks for: ``newer``, ``older``, or none in particular."""
+    return os.environ.get(SERVERS, "")
 
 
 def are_required() -> bool:

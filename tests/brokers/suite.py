@@ -1,7 +1,7 @@
-"""Packages of a later Debian than this system is, unpacked into a folder.
+"""Packages of another system than this one, such as a later Debian, unpacked into a folder.
 
-Nothing is installed, and no script of a package runs.  apt fetches the packages from the mirror that
-this machine uses, and checks their signatures.
+Nothing is installed, and no script of a package runs.  apt fetches the packages, those of Debian from
+the mirror that this machine uses, and checks their signatures.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.brokers.fetching import NoBroker, run
@@ -31,14 +32,39 @@ Binary::apt-get::Keep-Downloaded-Packages "true";
 APT::Sandbox::User "";
 Debug::NoLocking "true";
 """
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def unpack(root: Path, names: Sequence[str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Source:
+    """Where packages come from: a suite of a system, at a mirror.
+
+    Arguments:
+        components: their names, separated by spaces.
+        keyring: the file with the keys that sign them; None: those that apt trusts.
+    """
+
+    site: str
+    suite: str
+    components: str
+    keyring: Path | None
+
+
+def later_debian() -> Source:
+    """Return the source of a later Debian's packages.
+
+    Raises:
+        NoBroker: this machine has no mirror of Debian.
+    """
+    return Source(_mirror(), SUITE, "main", KEYRING if os.access(KEYRING, os.R_OK) else None)
+
+
+def unpack(root: Path, names: Sequence[str], source: Source | None = None) -> dict[str, str]:
     """Fetch packages with all that they depend on, and unpack them.
 
     Arguments:
         root: an empty folder.
+        source: where they come from; None: a later Debian.
 
     Returns:
         the name of each package, and its version.
@@ -48,9 +74,9 @@ def unpack(root: Path, names: Sequence[str]) -> dict[str, str]:
     """
     for tool in ("apt-get", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
-            raise NoBroker(f"newer packages are unpacked with {tool}, which is missing here")
+            raise NoBroker(f"packages are unpacked with {tool}, which is missing here")
     with tempfile.TemporaryDirectory(prefix="greenconn-apt-") as folder:
-        packages = _download(names, Path(folder))
+        packages = _download(names, source or later_debian(), Path(folder))
         # The links from /bin to /usr/bin come first.
         packages.sort(key=lambda each: not each.name.startswith("base-files_"))
         for package in packages:
@@ -67,15 +93,15 @@ def _extract(package: Path, root: Path, archive: Path) -> None:
     run(["tar", "-x", *options, "-C", str(root), "-f", str(archive)])
 
 
-def _download(names: Sequence[str], folder: Path) -> list[Path]:
+def _download(names: Sequence[str], source: Source, folder: Path) -> list[Path]:
     """Fetch packages and all that they depend on, with an apt of their own."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
     (folder / "status").touch()
-    signed = f"signed-by={KEYRING} " if os.access(KEYRING, os.R_OK) else ""
+    signed = "" if source.keyring is None else f"signed-by={source.keyring} "
     architecture = run(["dpkg", "--print-architecture"]).strip()
-    line = f"deb [{signed}arch={architecture}] {_mirror()} {SUITE} main\n"
-    (folder / "sources.list").write_text(line)
+    place = f"{source.site} {source.suite} {source.components}"
+    (folder / "sources.list").write_text(f"deb [{signed}arch={architecture}] {place}\n")
     (folder / "apt.conf").write_text(APT.format(folder=folder))
     environment = {"APT_CONFIG": str(folder / "apt.conf")}
     run(["apt-get", "-qq", "update"], env=environment)

@@ -14,7 +14,7 @@ from greenconn import Connection
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.transport.couchdb import CouchStore, api
-from tests.fix_couchdb import PouchFactory
+from tests.fix_couchdb import CouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
 from tests.fix_tls import CERTS, TlsFront
@@ -55,8 +55,8 @@ def test_an_interrupted_claim_hides_nothing(couchdb_new_url: str) -> None:
         for run in interruptions(lambda: store.claim({"q": 9, "none": 9}, 0), delays=(0, 3)):
             # What was claimed by a request whose answer nobody read is the dead link's to give back.
             taken = list(run.result or ())
-            held = {doc["_id"] for doc in raw.docs("gcz!") if "owner" in doc}
             taken += store.claim({"q": 9, "none": 9}, 0)
+            held = {doc["_id"] for doc in raw.docs("gcz!") if "owner" in doc}
             assert len(taken) + len(held - {each.handle[0] for each in taken}) == 3
             store.settle([back(each, is_unseen=True) for each in taken])
             lost = [doc for doc in raw.docs("gcz!") if "owner" in doc]
@@ -133,8 +133,8 @@ def test_the_time_without_answers_does_not_count(couchdb_new_url: str) -> None:
 
 
 @pytest.mark.programs
-def test_logins(pouchdb_with: PouchFactory) -> None:
-    server = pouchdb_with(login=("me", "se:cr/et"))
+def test_logins(couchdb_with: CouchFactory) -> None:
+    server = couchdb_with(login=("me", "se:cr/et"))
     url = f"couchdb://me:se%3Acr%2Fet@127.0.0.1:{server.port}/db"
     with Connection(url) as connection:
         greenconn.publish("q", "x", connection=connection, declare=True)

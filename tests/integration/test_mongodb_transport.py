@@ -12,13 +12,13 @@ import greenconn
 from greenconn import Connection
 from greenconn.exceptions import AccessRefused, RecoverableConnectionError
 from greenconn.jsoncodec import dumps
-from tests.brokers.mongodb_server import MongoStandin
+from tests.brokers.mongodb_server import MongoServer
 from tests.fix_mongodb import Database, MongoFactory
 from tests.fix_wires import until
 from tests.integration.contract import SOON, collecting
 
 
-def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long: bool) -> None:
+def test_hub_turns_while_calls_wait(own_mongodb: MongoServer, unique: str, long: bool) -> None:
     beats: list[float] = []
 
     def beat() -> None:
@@ -47,7 +47,7 @@ def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long
         assert sorted(bodies) == sorted([1, *range(20)])
 
 
-def test_server_that_does_not_answer(own_mongodb: MongoStandin, unique: str) -> None:
+def test_server_that_does_not_answer(own_mongodb: MongoServer, unique: str) -> None:
     options = {"reply_timeout": 0.3}
     url = f"{own_mongodb.url}/{unique}"
     with Connection(url, transport_options=options, connect_timeout=0.5) as connection:
@@ -67,7 +67,7 @@ def test_server_that_does_not_answer(own_mongodb: MongoStandin, unique: str) -> 
 def test_login(mongodb_with: MongoFactory, caplog: pytest.LogCaptureFixture) -> None:
     server = mongodb_with(login="ada:secret-word")
     place = server.url.partition("://")[2]
-    end = "?authMechanism=PLAIN&authSource=$external"
+    end = server.login_options
     with Connection(f"mongodb://ada:secret-word@{place}/db{end}") as connection:
         greenconn.publish("q", 1, connection=connection, declare=True)
         assert "secret-word" not in connection.as_uri() + repr(connection)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.__main__ import has_newer
+from tests.__main__ import has_servers
 from tests.brokers import newer
 from tests.brokers.environment import REDIS_SERVER, SERVERS
 from tests.brokers.fetching import NoBroker, cache_folder
@@ -85,7 +85,7 @@ def test_a_run_without_newer_servers_is_skipped(
     scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Keeper() as keeper:
-        assert not has_newer(keeper)
+        assert not has_servers(keeper)
     output = capsys.readouterr().out
     assert output.startswith("skipped: newer servers cannot be had here: ")
     assert "apt knows none here" in output

@@ -10,13 +10,12 @@ import gevent
 
 from greenconn.entity import Queue
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from tests.brokers import couchdb_server, mongodb_server
 from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.keeper import Keeper
-from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import ACCESS_KEY, SECRET_KEY, MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.postgresql import PostgresServer
-from tests.brokers.pouchdb import PouchDB
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, Server, places_of
 
@@ -165,13 +164,15 @@ def beanstalk_target() -> AbstractContextManager[StoreTarget]:
 
 
 def couchdb_target() -> AbstractContextManager[StoreTarget]:
-    """Start a pouchdb-server that keeps its documents; it ends with the block.  May switch."""
-    return _target("couchdb", lambda keeper: PouchDB(keeper, is_kept=True), 10.0, CouchTarget)
+    """Start a server that keeps its documents; it ends with the block.  May switch."""
+    kind = couchdb_server.KIND
+    return _target("couchdb", lambda keeper: kind(keeper, is_kept=True), 10.0, CouchTarget)
 
 
 def mongodb_target() -> AbstractContextManager[StoreTarget]:
-    """Start the stand-in for MongoDB; it ends with the block.  May switch."""
-    return _target("mongodb", lambda keeper: MongoStandin(keeper, is_durable=True), 60.0)
+    """Start a server that keeps its documents; it ends with the block.  May switch."""
+    kind = mongodb_server.KIND
+    return _target("mongodb", lambda keeper: kind(keeper, is_durable=True), 60.0)
 
 
 def postgresql_target() -> AbstractContextManager[StoreTarget]:
