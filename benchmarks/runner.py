@@ -27,6 +27,7 @@ from benchmarks.boards import (
     Board,
 )
 from benchmarks.clock import Figures
+from tests.brokers import couchdb_server, mongodb_server
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import (
     AMQP_URL,
@@ -37,10 +38,8 @@ from tests.brokers.environment import (
     SQS_URL,
 )
 from tests.brokers.keeper import Keeper
-from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import MotoServer
 from tests.brokers.postgresql import PostgresServer
-from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
@@ -68,9 +67,9 @@ _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     RABBITMQ_LOAD.name: (RabbitMQ, AMQP_URL),
     REDIS.name: (RedisServer, REDIS_URL),
     REDIS_CLUSTER.name: (partial(RedisCluster, replicas=0), "GREENCONN_TEST_REDIS_CLUSTER_URL"),
-    MONGODB.name: (MongoStandin, MONGODB_URL),
+    MONGODB.name: (mongodb_server.KIND, MONGODB_URL),
     SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
-    COUCHDB.name: (PouchDB, COUCHDB_URL),
+    COUCHDB.name: (couchdb_server.KIND, COUCHDB_URL),
     SQS.name: (MotoServer, SQS_URL),
     POSTGRESQL.name: (partial(PostgresServer, settings=_COUNTING), POSTGRESQL_URL),
 }

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from gevent import subprocess
 
+from tests.brokers import couchdb_server, mongodb_server
 from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.environment import (
     AMQP_URL,
@@ -30,11 +31,9 @@ from tests.brokers.environment import (
     SQS_URL,
 )
 from tests.brokers.keeper import Keeper
-from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.postgresql import PostgresServer
-from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 from tests.quality.faults.proxy import Proxy
@@ -46,9 +45,9 @@ BROKERS: Final[dict[str, Callable[[Keeper], Any]]] = {
     REDIS_URL: RedisServer,
     BEANSTALK_URL: lambda keeper: Beanstalkd(keeper, ("-z", str(2**20))),
     POSTGRESQL_URL: PostgresServer,
-    MONGODB_URL: MongoStandin,
+    MONGODB_URL: mongodb_server.KIND,
     SQS_URL: MotoServer,
-    COUCHDB_URL: PouchDB,
+    COUCHDB_URL: couchdb_server.KIND,
 }
 #: Those of broker faults start servers of their own.
 SUITES: Final = sorted(
