@@ -159,7 +159,15 @@ def _without_misplaced(rest: str, mask: str) -> str:
     is_ipv6 = ":" in port and _IN_IPV6.issuperset(authority)
     if not port or port.isdecimal() or is_ipv6 or authority.startswith("["):
         return rest
+    if "," in authority and all(map(_is_address, authority.split(","))):
+        return rest  # the members of a replica set
     return f"{host}{colon}{mask}{question}{query}"
+
+
+def _is_address(text: str) -> bool:
+    """Return whether *text* is a host, with the number of a port or without."""
+    host, colon, port = text.partition(":")
+    return not host.isdecimal() and (not colon or port.isdecimal())
 
 
 def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
