@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.brokers.couchdb_server import KIND, CouchServer
+from tests.brokers.couchdb_server import KIND
 from tests.brokers.environment import COUCHDB_URL
+from tests.brokers.pouchdb import CouchServer
 from tests.fix_brokers import Brokers, mended
 
 CouchFactory = Callable[..., CouchServer]

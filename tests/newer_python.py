@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.brokers.fetching import NoBroker, cache_folder, locked, make, run
+from tests.brokers.fetching import NoBroker, cache_folder, make_once, run
 from tests.brokers.suite import unpack
 
 MINOR = 14
@@ -28,10 +28,7 @@ def find() -> Path:
         NoBroker: it is not to be had here.
     """
     root = cache_folder(Path(tempfile.gettempdir())) / NAME
-    if not root.is_dir():
-        with locked(root):
-            if not root.is_dir():
-                make(root, lambda made: _unpack(made, root))
+    make_once(root, lambda made: _unpack(made, root))
     return root / "usr/bin" / NAME
 
 

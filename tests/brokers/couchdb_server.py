@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tests.brokers import older
 from tests.brokers.keeper import Keeper
-from tests.brokers.pouchdb import PouchDB
-from tests.brokers.server import Server
+from tests.brokers.pouchdb import CouchServer, PouchDB
 
 #: Without ``nodelay``, which is the default of CouchDB 2, each reply takes 40 ms longer.
 CONFIG = """\
@@ -32,7 +31,7 @@ LIBRARIES = "/usr/lib/x86_64-linux-gnu/couchdb/erlang/lib"
 SETTINGS = "/etc/couchdb/default.ini"
 
 
-class CouchDB(Server):
+class CouchDB(CouchServer):
     """A CouchDB that this process owns; its data survive its end.
 
     Arguments:
@@ -44,7 +43,6 @@ class CouchDB(Server):
     """
 
     name = "couchdb"
-    start_timeout = 60.0
     #: It listens before, and closes connections of that time.
     ready = b"Apache CouchDB has started"
 
@@ -52,18 +50,10 @@ class CouchDB(Server):
         self, keeper: Keeper, is_kept: bool = False, login: tuple[str, str] | None = None
     ) -> None:
         self._program = older.find(older.COUCHDB, keeper.directory)
-        super().__init__(keeper)
-        self.folder = self.directory
-        self._login = login
+        super().__init__(keeper, login)
         admin = "" if login is None else f"{login[0]} = {_hashed(login[1])}"
         config = CONFIG.format(folder=self.directory, port=self.port, login=admin)
         (self.directory / "local.ini").write_text(config)
-
-    @property
-    def url(self) -> str:
-        """Its address, without a database."""
-        login = "" if self._login is None else ":".join(self._login) + "@"
-        return f"couchdb://{login}127.0.0.1:{self.port}"
 
     def command(self) -> list[str | Path]:
         """The program and its arguments."""
@@ -84,6 +74,5 @@ def _hashed(password: str) -> str:
     return f"-pbkdf2-{pbkdf2_hmac('sha1', password.encode(), b'salt', 10).hex()},salt,10"
 
 
-CouchServer = PouchDB | CouchDB
 #: What the environment asks for.
 KIND: Callable[..., CouchServer] = CouchDB if older.is_wanted() else PouchDB

@@ -97,6 +97,14 @@ def make(root: Path, fill: Callable[[Path], object]) -> None:
                 raise
 
 
+def make_once(root: Path, fill: Callable[[Path], object]) -> None:
+    """Make a folder of the cache unless it is there; who comes meanwhile waits for it.  May switch."""
+    if not root.is_dir():
+        with locked(root):
+            if not root.is_dir():
+                make(root, fill)
+
+
 def run(
     command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> str:

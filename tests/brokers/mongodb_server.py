@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pymongo
 
@@ -14,20 +13,17 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.server import Server
 
 
-class MongoStandin(Server):
-    """A stand-in that this process owns.
+class MongoServer(Server):
+    """A server of MongoDB's protocol that this process owns.
 
     Arguments:
         is_durable: it notes each write before it confirms it, so that it finds them again.
         replica_set: the name of the set of which it is the only member; such tell of changes.
-        login: ``user:password``, for the mechanism PLAIN.
+        login: ``user:password`` of a user who may do all.
     """
 
     #: The end of an URL with a login.
-    login_options = "?authMechanism=PLAIN&authSource=$external"
-    name = "mongodb-standin"
-    ready = b"is ready"
-    folder = Path(__file__).resolve().parents[2]
+    login_options: ClassVar[str]
 
     def __init__(
         self,
@@ -38,32 +34,39 @@ class MongoStandin(Server):
         login: str | None = None,
     ) -> None:
         super().__init__(keeper)
-        self._options: list[str] = []
-        if is_durable:
-            self._options += ["--journal", str(self.directory / "journal")]
-        if replica_set is not None:
-            self._options += ["--replica-set", replica_set]
-        if login is not None:
-            self._options += ["--login", login]
+        self._is_durable = is_durable
+        self._replica_set = replica_set
+        self._login = login
 
     @property
     def url(self) -> str:
         """Its address, without a database."""
         return f"mongodb://127.0.0.1:{self.port}"
 
-    def command(self) -> list[str]:
+
+class MongoStandin(MongoServer):
+    """The stand-in, whose login has the mechanism PLAIN."""
+
+    login_options = "?authMechanism=PLAIN&authSource=$external"
+    name = "mongodb-standin"
+    ready = b"is ready"
+    folder = Path(__file__).resolve().parents[2]
+
+    def command(self) -> list[str | Path]:
         """The program and its arguments."""
-        command = [sys.executable, "-W", "error", "-m", "tests.brokers.mongodb"]
-        return [*command, "--port", str(self.port), *self._options]
+        command: list[str | Path] = [sys.executable, "-W", "error", "-m", "tests.brokers.mongodb"]
+        command += ["--port", str(self.port)]
+        if self._is_durable:
+            command += ["--journal", self.directory / "journal"]
+        if self._replica_set is not None:
+            command += ["--replica-set", self._replica_set]
+        if self._login is not None:
+            command += ["--login", self._login]
+        return command
 
 
-class MongoDB(Server):
-    """A MongoDB that this process owns; its data survive its end.
-
-    Arguments:
-        is_durable: no difference; see :class:`MongoStandin`.
-        replica_set: the name of the set of which it is the only member.
-        login: ``user:password`` of a user who may do all.
+class MongoDB(MongoServer):
+    """A MongoDB, whose data survive its end in any case.
 
     Raises:
         NoBroker: the program is not to be had.
@@ -73,29 +76,13 @@ class MongoDB(Server):
     name = "mongodb"
     start_timeout = 60.0
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        *,
-        is_durable: bool = False,
-        replica_set: str | None = None,
-        login: str | None = None,
-    ) -> None:
-        self._program = older.find(older.MONGODB, keeper.directory)
-        super().__init__(keeper)
-        (self.directory / "data").mkdir()
-        self._replica_set = replica_set
-        self._login = login
-
-    @property
-    def url(self) -> str:
-        """Its address, without a database."""
-        return f"mongodb://127.0.0.1:{self.port}"
-
     def command(self) -> list[str | Path]:
         """The program and its arguments."""
-        command: list[str | Path] = [self._program, "--port", str(self.port)]
-        command += ["--bind_ip", "127.0.0.1", "--dbpath", self.directory / "data", "--quiet"]
+        folder = self.directory / "data"
+        folder.mkdir(exist_ok=True)
+        program = older.find(older.MONGODB, self._keeper.directory)
+        command: list[str | Path] = [program, "--port", str(self.port)]
+        command += ["--bind_ip", "127.0.0.1", "--dbpath", folder, "--quiet"]
         command += ["--wiredTigerCacheSizeGB", "0.25"]
         if self._replica_set is not None:
             command += ["--replSet", self._replica_set]
@@ -116,6 +103,5 @@ class MongoDB(Server):
                 client.admin.command("createUser", name, pwd=password, roles=["root"])
 
 
-MongoServer = MongoStandin | MongoDB
 #: What the environment asks for.
-KIND: Callable[..., MongoServer] = MongoDB if older.is_wanted() else MongoStandin
+KIND: type[MongoServer] = MongoDB if older.is_wanted() else MongoStandin

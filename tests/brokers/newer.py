@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.brokers.environment import REDIS_SERVER, servers
-from tests.brokers.fetching import Programs, cache_folder, locked, make, run
+from tests.brokers.fetching import Programs, cache_folder, make_once, run
 from tests.brokers.roots import BASE, check_tools, furnish, write_program
 from tests.brokers.suite import SUITE, unpack
 
@@ -67,16 +67,13 @@ def versions(scratch: Path) -> dict[str, str]:
 def _root(scratch: Path) -> Path:
     """Return the folder with what was unpacked, from the cache or made now."""
     root = cache_folder(scratch) / SUITE
-    if not root.is_dir():
-        check_tools()
-        with locked(root):
-            if not root.is_dir():
-                make(root, _unpack)
+    make_once(root, _unpack)
     return root
 
 
 def _unpack(root: Path) -> None:
     """Fetch the packages and unpack them."""
+    check_tools()
     packages = unpack(root, (*BASE, *PACKAGES))
     furnish(root)
     lines = [f"{name} {packages[name]}" for name in SERVER_PACKAGES]

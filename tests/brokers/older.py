@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import pymongo
 
 from tests.brokers.environment import servers
-from tests.brokers.fetching import NoBroker, cache_folder, locked, make, run
+from tests.brokers.fetching import NoBroker, cache_folder, make_once, run
 from tests.brokers.roots import BASE, check_tools, furnish, write_program
 from tests.brokers.suite import Source, unpack
 
@@ -71,16 +71,13 @@ def find(program: Program, scratch: Path) -> Path:
 def _root(program: Program, scratch: Path) -> Path:
     """Return the folder with what was unpacked, from the cache or made now."""
     root = cache_folder(scratch) / program.release
-    if not root.is_dir():
-        check_tools()
-        with locked(root):
-            if not root.is_dir():
-                make(root, lambda made: _unpack(program, made))
+    make_once(root, lambda made: _unpack(program, made))
     return root
 
 
 def _unpack(program: Program, root: Path) -> None:
     """Fetch the package of a program and unpack it."""
+    check_tools()
     with tempfile.TemporaryDirectory(prefix="greenconn-keys-") as keys:
         unpack(Path(keys), (KEYRING,))
         keyring = Path(keys, "usr/share/keyrings/ubuntu-archive-keyring.gpg")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.brokers import newer
-from tests.brokers.fetching import NoBroker, Programs, cache_folder, locked, make, run
+from tests.brokers.fetching import NoBroker, Programs, cache_folder, make, make_once, run
 
 __all__ = [
     "NoBroker",
@@ -194,10 +194,7 @@ def _module(package: str, scratch: Path) -> tuple[Programs, Path]:
         modules = {} if node.root is None else {"NODE_PATH": str(node.root / NODE_MODULES)}
         run(command, cwd=folder, env={**node.libraries(), **modules})
 
-    if not root.is_dir():
-        with locked(root):
-            if not root.is_dir():
-                make(root, install)
+    make_once(root, install)
     return node, root
 
 

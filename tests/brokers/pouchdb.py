@@ -15,7 +15,28 @@ from tests.brokers.packages import NoBroker, find_pouchdb
 from tests.brokers.server import Server
 
 
-class PouchDB(Server):
+class CouchServer(Server):
+    """A server of CouchDB's protocol that this process owns.
+
+    Arguments:
+        login: user and password of the administrator; without them everybody is.
+    """
+
+    start_timeout = 60.0
+
+    def __init__(self, keeper: Keeper, login: tuple[str, str] | None) -> None:
+        super().__init__(keeper)
+        self.folder = self.directory
+        self._login = login
+
+    @property
+    def url(self) -> str:
+        """Its address, without a database."""
+        login = "" if self._login is None else ":".join(self._login) + "@"
+        return f"couchdb://{login}127.0.0.1:{self.port}"
+
+
+class PouchDB(CouchServer):
     """A pouchdb-server that this process owns.
 
     Arguments:
@@ -28,25 +49,16 @@ class PouchDB(Server):
     """
 
     name = "pouchdb-server"
-    start_timeout = 60.0
     step = 0.05
 
     def __init__(
         self, keeper: Keeper, is_kept: bool = False, login: tuple[str, str] | None = None
     ) -> None:
         self._node, self._program = find_pouchdb(keeper.directory)
-        super().__init__(keeper)
-        self.folder = self.directory
+        super().__init__(keeper, login)
         self._is_kept = is_kept or login is not None  # in memory it never answers with a login
-        self._login = login
         if login is not None:
             (self.directory / "config.json").write_text(json.dumps({"admins": dict([login])}))
-
-    @property
-    def url(self) -> str:
-        """Its address, without a database."""
-        login = "" if self._login is None else ":".join(self._login) + "@"
-        return f"couchdb://{login}127.0.0.1:{self.port}"
 
     def command(self) -> list[str | Path]:
         """The program and its arguments."""
