@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -534,11 +535,108 @@ def test_what_no_process_was_woken_for_is_found(
         assert [message.body for message in got] == ["1"]
 
 
-def test_full_synchronous(sqlite_url: str, path: str) -> None:
-    with Connection(f"{sqlite_url}?synchronous=full") as connection:
-        greenconn.publish("q", 1, connection=connection, declare=True)
-        shared = database(path, synchronous="full")
-        assert shared.read(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
+class Disk:
+    """What the disk has of a file, as if the power failed now.
+
+    Attributes:
+        writes: how often a program has waited for the disk.
+        error: of the next write.
+    """
+
+    def __init__(self, path: str, folder: Path) -> None:
+        self._path = path
+        self._copy = str(folder / "copy.db")
+        self.writes = 0
+        self.error: OSError | None = None
+
+    def write(self, descriptor: int) -> None:
+        """Take the place of ``fdatasync``."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        os.fdatasync(descriptor)
+        self.writes += 1
+        for suffix in ("", "-wal"):
+            shutil.copy(self._path + suffix, self._copy + suffix)
+
+    def count(self, table: str) -> int:
+        """Return how many rows a table has on the disk."""
+        with closing(sqlite3.connect(self._copy)) as copy:
+            (found,) = copy.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(found)
+
+
+@pytest.fixture
+def disk(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    made = Disk(path, tmp_path)
+    monkeypatch.setattr("greenconn.transport.sqlite.database._write_to_disk", made.write)
+    return made
+
+
+def test_confirmed_messages_are_on_the_disk(sqlite_url: str, disk: Disk) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", 0, connection=connection, declare=True)
+        assert disk.count("messages") == 1
+        with connection.channel() as channel:
+            greenconn.Producer(channel).publish(1, routing_key="q")
+            connection.ensure_connection()
+        greenconn.publish_many("q", [2, 3], connection=connection)
+        assert disk.count("messages") == 4
+        writes = disk.writes
+        gevent.joinall(
+            [
+                gevent.spawn(greenconn.publish, "q", each, connection=connection)
+                for each in range(100)
+            ],
+            raise_error=True,
+        )
+        assert disk.count("messages") == 104
+        assert disk.writes - writes < 50  # they wait together
+
+
+def test_declarations_are_on_the_disk(sqlite_url: str, disk: Disk) -> None:
+    with Connection(sqlite_url) as connection:
+        Queue("q", greenconn.Exchange("e", "topic"), "a.#")(connection).declare()
+        assert [disk.count(each) for each in ("queues", "exchanges", "bindings")] == [1, 1, 1]
+        writes = disk.writes
+        Queue("q", greenconn.Exchange("e", "topic"), "a.#")(connection).declare()
+        assert disk.writes == writes  # nothing has changed
+
+
+def test_what_may_be_lost_does_not_wait_for_the_disk(sqlite_url: str, disk: Disk) -> None:
+    got: list[int] = []
+    with Connection(sqlite_url) as connection:
+        Queue("q")(connection).declare()
+        writes = disk.writes
+        greenconn.publish("q", 1, connection=connection, delivery_mode="transient")
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        until(lambda: got == [1], SOON)
+        assert consumer.stop(SOON)
+        Queue("", exclusive=True)(connection).declare()
+        assert disk.writes == writes
+    with Connection(f"{sqlite_url}?synchronous=normal") as connection:
+        greenconn.publish("q", 2, connection=connection)
+        assert disk.writes == writes
+
+
+def test_the_disk_does_not_take_it(sqlite_url: str, disk: Disk) -> None:
+    with Connection(sqlite_url) as connection:
+        Queue("q")(connection).declare()
+        disk.error = OSError(errno.EIO, "Input/output error")
+        with (
+            connection.channel() as channel,
+            pytest.raises(
+                RecoverableConnectionError,
+                match=r"broker\.db: Input/output error: look at the disk",
+            ),
+        ):
+            greenconn.Producer(channel).publish(1, routing_key="q", confirm_timeout=SOON)
+    with Connection(sqlite_url) as connection:
+        disk.error = OSError(errno.EIO, "Input/output error")
+        greenconn.publish("q", 2, connection=connection)  # again, on the next connection
+        assert disk.count("messages") == 3
 
 
 def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:

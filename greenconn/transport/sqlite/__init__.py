@@ -380,7 +380,11 @@ class SqliteStore(Store):
         if declaration.owner is not None:
             self._register()
         made: Declaration = self._database.write(
-            self._database.queues.make, name, declaration, self.owner
+            self._database.queues.make,
+            name,
+            declaration,
+            self.owner,
+            durable=declaration.owner is None,
         )
         if made.policy.expires is not None:
             self._schedule_maintenance(time() + made.policy.expires)
@@ -466,6 +470,8 @@ class SqliteStore(Store):
             messages.Claim(next(self._claims), self.lease, self.owner),
             on_left=self._stored_in_vain,
             grows=True,
+            # A transient message (1) may be lost when the machine stops.
+            durable=any(each.envelope["properties"].get("delivery_mode") != 1 for each in entries),
         )
         self._after(stored)
         return stored.outcomes

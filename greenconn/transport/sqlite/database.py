@@ -117,10 +117,10 @@ SYNCHRONOUS: Final = ("NORMAL", "FULL")
 class SqliteOptions(StoreOptions):
     """The options of a connection to a SQLite file."""
 
-    synchronous: str = "NORMAL"
-    """``NORMAL``: published messages survive the death of any process, and may be lost when the
-    machine loses power.  ``FULL``: they survive that, too, at the cost of a write to the disk for
-    each."""
+    synchronous: str = "FULL"
+    """``FULL``: a publish or a declaration returns when it is on the disk, so that it survives a power
+    failure, too; transient messages and exclusive queues do not wait.  ``NORMAL``: it survives the
+    death of any process, and may be lost when the machine loses power."""
 
     busy_timeout: float = 10.0
     """Seconds that a transaction waits for the locks of other processes."""
@@ -224,6 +224,9 @@ class Reserve:
             raise
 
 
+#: Not all systems can write the data alone.
+_write_to_disk: Final = getattr(os, "fdatasync", os.fsync)
+
 #: Bytes of the log at which it is written into the file, and that it keeps then (SQLite's default).
 LOG_LIMIT: Final = 1000 * 4096
 
@@ -241,12 +244,14 @@ class Job(NamedTuple):
         function: called with the connection, in a transaction; done again when another fails.
         writes: whether it changes anything.
         grows: whether it is refused where the disk has no room but the reserve.
+        durable: whether what it changes must be on the disk when it returns.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     writes: bool
     grows: bool = False
+    durable: bool = False
 
 
 class Database:
@@ -267,12 +272,18 @@ class Database:
         self.users = 0
         self.is_lost = False
         self._options = options
+        self._is_full = options.synchronous.upper() == "FULL"
         self._reserve = Reserve(path, options.reserve)
         self._pid = os.getpid()
         self._worker: NativeThread[Job] = NativeThread(self._run, self._closed)
         self._connection: sqlite3.Connection | None = None
         #: Of the file that was opened.
         self._identity: tuple[int, int] | None = None
+        self._log_path = f"{os.path.realpath(path)}-wal"
+        #: The log, to write it to the disk.
+        self._log: int | None = None
+        #: Something was committed that must be on the disk, and may not be there yet.
+        self._is_unsynced = False
 
     @property
     def is_usable(self) -> bool:
@@ -289,14 +300,16 @@ class Database:
         *args: Any,
         on_left: Callable[[Any], object] | None = None,
         grows: bool = False,
+        durable: bool = False,
     ) -> Any:
         """Return ``function(connection, *args)``; it is committed by then.  May switch.
 
         Arguments:
             on_left: called with the result if the caller was killed meanwhile.  Must not switch.
             grows: refuse it where the disk has no room but the reserve.
+            durable: with ``synchronous=FULL`` it is on the disk by then, too.
         """
-        return self._worker.call(Job(function, args, True, grows), on_left)
+        return self._worker.call(Job(function, args, True, grows, durable), on_left)
 
     def post(self, then: Callable[[Any], object], function: Callable[..., Any], *args: Any) -> None:
         """Have *then* called with what :meth:`write` would return.  Never switches."""
@@ -332,6 +345,7 @@ class Database:
         if self._connection is not None:
             _leak(self._connection)
             self._connection = None
+        self._close_log()
 
     # -- in the thread
 
@@ -400,7 +414,9 @@ class Database:
                 f"SQLite file {self.path}: its file system has no write-ahead log (journal_mode is "
                 f"{mode}); put it on a local disk"
             )
-        connection.execute(f"PRAGMA synchronous={self._options.synchronous.upper()}")
+        # What must be on the disk is written there after its commit, by ``_run``: the lock of the file
+        # is free by then, and what need not be there, such as claims and acks, never waits.
+        connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA temp_store=MEMORY")
         # The reserve must have room for all that stands in the log.
         reserve = self._options.reserve
@@ -432,10 +448,34 @@ class Database:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        self._close_log()
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
 
     def _run(self, jobs: Sequence[Job]) -> Sequence[CallOutcome]:
         parts = isolated(jobs, self._outcomes, self._refused)
-        return [outcome for part in parts for outcome in part]
+        outcomes = [outcome for part in parts for outcome in part]
+        if not self._is_unsynced:
+            return outcomes
+        self._is_unsynced = False
+        # As SQLite does it with synchronous=FULL: the log is enough, and while the connection is open it
+        # stays the same file.
+        try:
+            if self._log is None:
+                self._log = os.open(self._log_path, os.O_RDWR | os.O_CLOEXEC)
+            _write_to_disk(self._log)
+        except OSError as exc:
+            text = f"SQLite file {self.path}: {exc.strerror}: {_LOOK}; it may be stored"
+            error = DatabaseLost(text)
+            error.__cause__ = exc
+            self.is_lost = True
+            for at, job in enumerate(jobs):
+                if job.durable and outcomes[at].error is None:
+                    outcomes[at] = CallOutcome(error=error)
+        return outcomes
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[CallOutcome]:
         return [CallOutcome(each) for each in self._retried(jobs)]
@@ -494,7 +534,7 @@ class Database:
 
     def _log_size(self) -> int:
         try:
-            return os.stat(f"{self.path}-wal").st_size
+            return os.stat(self._log_path).st_size
         except OSError:
             return 0
 
@@ -513,6 +553,7 @@ class Database:
                 f"{self._reserve.free()}: free some space, or set a smaller reserve in the URL "
                 f"(?reserve=BYTES); nothing was stored"
             )
+        before = connection.total_changes
         connection.execute("BEGIN IMMEDIATE" if any(job.writes for job in jobs) else "BEGIN")
         try:
             values = [job.function(connection, *job.args) for job in jobs]
@@ -521,6 +562,8 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if connection.total_changes != before:
+            self._is_unsynced |= self._is_full and any(job.durable for job in jobs)
         return values
 
 

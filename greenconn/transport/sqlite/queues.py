@@ -254,7 +254,7 @@ class FileTopology(Topology):
         return found
 
     def _change(self, function: Callable[[TopologyStore], object]) -> None:
-        self._database.write(_on_records, function)
+        self._database.write(_on_records, function, durable=True)
 
     def rows(self, name: str) -> Sequence[Row] | None:
         known = self._version if name in self._rows else 0
