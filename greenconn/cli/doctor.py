@@ -612,7 +612,7 @@ def check_redis(connection: Connection) -> Iterator[Finding]:
     )
     yield ok("server", f"{name} {info.get(version, '?')}")
     yield from _check_memory(info)
-    yield from _check_persistence(info)
+    yield from _check_persistence(info, _setting(client, "appendfsync"))
     yield from _check_role(info)
     yield _check_clock(float(seconds) + float(microseconds) / 1e6 - now)
 
@@ -637,14 +637,35 @@ def _check_memory(info: Mapping[str, Any]) -> Iterator[Finding]:
         yield ok("memory", f"{used:,} of {most:,} bytes used")
 
 
-def _check_persistence(info: Mapping[str, Any]) -> Iterator[Finding]:
+def _setting(client: Any, name: str) -> str:
+    """Return a setting of a Redis; empty where the user may not see it.  May switch."""
+    try:
+        return str(client.config_get(name).get(name, ""))
+    except RedisError:
+        return ""
+
+
+def _check_persistence(info: Mapping[str, Any], policy: str) -> Iterator[Finding]:
+    """Check whether messages are on the disk.
+
+    Arguments:
+        policy: when the append-only file is written to it; empty if that is not known.
+    """
     for field, what in (("aof_last_write_status", "AOF"), ("rdb_last_bgsave_status", "snapshot")):
         if str(info.get(field, "ok")) != "ok":
             yield failed(
                 "persistence", f"the last {what} failed", "look at the server's log and disk"
             )
     if str(info.get("aof_enabled", "0")) == "1":
-        yield ok("persistence", "append-only file: what it has survives its restart")
+        text = "append-only file: what it has survives its restart"
+        if policy in ("everysec", "no"):
+            yield note(
+                "persistence",
+                f"{text}, but a power failure loses what came last (appendfsync {policy})",
+                "set appendfsync to always where that matters",
+            )
+        else:
+            yield ok("persistence", text)
     else:
         yield note(
             "persistence",
@@ -892,20 +913,29 @@ def _check_arguments(connection: Connection, name: str, check: str) -> Iterator[
 
     kind = found.get("type", "classic")
     has_dead_letters = value("dead-letter-exchange") is not None
+    version = getattr(connection.connection, "server_version", None) or (0, 0)
     if kind == "stream":
         yield ok(check, "a stream: messages stay until its limits")
         return
     if not found.get("durable", True):
         yield warning(check, "not durable: gone after a restart", "declare it durable")
     elif kind == "classic":
-        yield note(check, "classic: on one node", "a quorum queue survives the loss of its node")
+        if version < (4, 0):
+            yield note(
+                check, "classic: on one node", "a quorum queue survives the loss of its node"
+            )
+        else:
+            yield note(
+                check,
+                "classic: on one node, which confirms messages before they are on its disk",
+                "a quorum queue survives power failures and the loss of its node",
+            )
     else:
         yield ok(check, f"{kind}, on {len(found.get('members') or ()) or 1} nodes")
     limit = value("delivery-limit")
     if has_dead_letters:
         yield ok(check, f"failed messages go to exchange {value('dead-letter-exchange')!r}")
         return
-    version = getattr(connection.connection, "server_version", None) or (0, 0)
     if limit is None and kind == "quorum" and version >= (4, 0):
         limit = DELIVERY_LIMIT
     if limit is not None and int(limit) >= 0:

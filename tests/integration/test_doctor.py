@@ -192,7 +192,10 @@ def test_redis(doctor: Doctor, redis_with: RedisFactory) -> None:
     code, found = doctor(server.url)
     assert (code, bad(found)) == (0, {})
     assert found["server"]["text"].split()[0] in ("Redis", "Valkey")
-    assert "append-only" in found["persistence"]["text"]
+    assert found["persistence"]["outcome"] == "note"
+    assert "loses what came last (appendfsync everysec)" in found["persistence"]["text"]
+    always = redis_with("--appendonly", "yes", "--appendfsync", "always")
+    assert doctor(always.url)[1]["persistence"]["outcome"] == "ok"
 
 
 def test_each_broker_of_a_failover_list(

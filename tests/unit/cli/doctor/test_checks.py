@@ -86,6 +86,9 @@ class Redis:
             raise NoPermissionError("this user has no permissions to run 'info'")
         return self._info
 
+    def config_get(self, name: str) -> dict[str, Any]:
+        raise NoPermissionError("this user has no permissions to run 'config|get'")
+
     def time(self) -> tuple[int, int]:
         now = time() + self._skew
         return int(now), int(now % 1 * 1e6)
