@@ -470,8 +470,7 @@ class SqliteStore(Store):
             messages.Claim(next(self._claims), self.lease, self.owner),
             on_left=self._stored_in_vain,
             grows=True,
-            # A transient message (1) may be lost when the machine stops.
-            durable=any(each.envelope["properties"].get("delivery_mode") != 1 for each in entries),
+            durable=must_last(entries),
         )
         self._after(stored)
         return stored.outcomes
@@ -555,6 +554,15 @@ class SqliteStore(Store):
             return ()
         lost: list[messages.Handle] = self._database.write(messages.renew, handles, self.lease)
         return lost
+
+
+def must_last(entries: Sequence[Entry]) -> bool:
+    """Return whether any of the messages is more than transient (1)."""
+    for entry in entries:
+        properties = entry.envelope.get("properties")
+        if properties.__class__ is not dict or properties.get("delivery_mode") != 1:
+            return True
+    return False
 
 
 #: Bytes that one look takes.
