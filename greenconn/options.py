@@ -22,6 +22,7 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+from urllib.parse import unquote_plus
 
 from greenconn.checks import (
     Record,
@@ -520,6 +521,20 @@ def typed_query(query: Mapping[str, str], known: Mapping[str, Any]) -> dict[str,
             raise ValueError(f"unknown option {name!r} in the URL: {did_you_mean(name, known)}")
         typed[name] = _typed(name, text, _kinds(known[name]))
     return typed
+
+
+def split_url(url: str, cls: type[Record]) -> tuple[str, dict[str, Any]]:
+    """Return a URL that a library parses without the options of a class, and these.
+
+    Raises:
+        ValueError: one has a value of another type.
+    """
+    place, _, query = url.partition("?")
+    known = query_types(cls)
+    pairs = [piece.partition("=") for piece in query.split("&") if piece]
+    ours = {name: unquote_plus(text) for name, _, text in pairs if name in known}
+    rest = "&".join("".join(pair) for pair in pairs if pair[0] not in known)
+    return f"{place}?{rest}" if rest else place, typed_query(ours, known)
 
 
 def _typed(name: str, text: str, kinds: tuple[Any, ...]) -> Any:

@@ -64,7 +64,7 @@ from greenconn.green.deadline import NEVER, Deadline, TimeLimit, is_thrown
 from greenconn.green.hub import PerHub, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
-from greenconn.options import known_options
+from greenconn.options import known_options, split_url
 from greenconn.transport import base
 from greenconn.transport.base import Link, open_links
 
@@ -953,16 +953,17 @@ class StoreTransport(base.Transport[StoreLink]):
 
     @property
     def options(self) -> Any:
-        """The transport options, read when they are first needed.
+        """The transport options, with those of the URL, read when they are first needed.
 
         Raises:
             ValueError: one has a value that cannot be.
         """
         if self._options is None:
             client = self.client
-            self._options = known_options(
-                self.Options, client.transport_options, client.as_uri(), logger
-            )
+            options = known_options(self.Options, client.transport_options, client.as_uri(), logger)
+            if self.can_parse_url:
+                options = options.replace(**split_url(client.hostname or "", self.Options)[1])
+            self._options = options
         return self._options
 
     @property

@@ -190,8 +190,8 @@ class Channel(StoreChannel[StoreLink]):
 class Transport(StoreTransport):
     """``mongodb://``: kombu's collections.
 
-    ``transport_options`` are those of :class:`~greenconn.transport.mongodb.MongoOptions`;
-    what stands behind the question mark of the URL is pymongo's.
+    ``transport_options`` are those of :class:`~greenconn.transport.mongodb.MongoOptions`, which may
+    also stand behind the question mark of the URL.  What else stands there is pymongo's.
     """
 
     Channel = Channel

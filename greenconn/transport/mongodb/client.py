@@ -42,6 +42,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub, close_at_thread_end, forget_at_fork
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
+from greenconn.options import split_url
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
@@ -220,6 +221,23 @@ def _problem(exc: Exception) -> str:
     return re.sub(r"(^Port must be [^:]*):.*", r"\1", mask_secrets(str(exc)), flags=re.DOTALL)
 
 
+def _problem_of_options(uri: str) -> str | None:
+    """Return what is wrong with an option, of which pymongo would only warn.  It goes on without it."""
+    for option in filter(None, uri.partition("?")[2].split("&")):
+        name = option.partition("=")[0]
+        try:
+            uri_parser.split_options(option, validate=True, warn=False)
+        except (
+            errors.InvalidURI,
+            errors.ConfigurationError,
+            OSError,
+            TypeError,
+            ValueError,
+        ) as exc:
+            return f"option {name!r}: {_problem(exc)}"
+    return None
+
+
 #: Sockets that all greenlets of one process may use at once.
 _LARGEST_POOL = 100
 #: What says that any certificate will do; the first is ssl.CERT_NONE.
@@ -243,7 +261,7 @@ def address_of(client: Any, options: MongoOptions) -> Address:
     Raises:
         ValueError: the address is malformed; says how, with the password masked.
     """
-    uri = _uri(client.hostname or "", options)
+    uri = _uri(split_url(client.hostname or "", type(options))[0], options)
     port = client.port or options.default_port
     problem, parsed = None, {}
     try:
@@ -251,6 +269,7 @@ def address_of(client: Any, options: MongoOptions) -> Address:
             parsed = uri_parser.parse_uri(uri, port, validate=False, warn=True)
     except (errors.InvalidURI, errors.ConfigurationError, ValueError) as exc:
         problem = _problem(exc)
+    problem = problem or _problem_of_options(uri)
     if problem is not None:  # not with that error as its context, which may have the password
         raise ValueError(f"{mask_secrets(uri)!r}: {problem}")
     database = parsed.get("database") or _database_in(uri) or _virtual_host(client)

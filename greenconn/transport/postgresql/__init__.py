@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any, ClassVar, Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 import psycopg
 from gevent import get_hub
@@ -49,7 +49,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import Gathered, OnDemand, Ticker
-from greenconn.options import query_types, typed_query
+from greenconn.options import split_url
 from greenconn.transport.postgresql import messages, schema
 from greenconn.transport.postgresql.connection import NotStored, Session, as_error, defaults, parsed
 from greenconn.transport.postgresql.messages import TransactionChannel, channel_of
@@ -169,32 +169,13 @@ class Transport(StoreTransport):
     def driver_version(self) -> str:
         return str(psycopg.__version__)
 
-    @property
-    def options(self) -> Any:
-        """The transport options, with those of the URL, read when they are first needed.
-
-        Raises:
-            ValueError: one has a value that cannot be.
-        """
-        if self._options is None:
-            options = super().options
-            given = typed_query(self._split_url()[1], query_types(PostgresOptions))
-            if given:
-                options = options.replace(**given)
-            self._options = options
-        return self._options
-
-    def _split_url(self) -> tuple[str, dict[str, str]]:
-        """Return the URL for libpq, and the options of ours in it."""
+    def _uri(self) -> str:
+        """Return the URL for libpq, without the options of ours in it; empty if there is none."""
         host = self.client.hostname or ""
         if "://" not in host:
-            return "", {}
-        place, _, query = host.partition("?")
-        pairs = parse_qsl(query, keep_blank_values=True)
-        rest = [(name, value) for name, value in pairs if name not in PostgresOptions.fields]
-        ours = {name: value for name, value in pairs if name in PostgresOptions.fields}
-        uri = f"postgresql://{place.partition('://')[2]}"
-        return f"{uri}?{urlencode(rest)}" if rest else uri, ours
+            return ""
+        uri, _ = split_url(host, PostgresOptions)
+        return f"postgresql://{uri.partition('://')[2]}"
 
     def conninfo(self) -> dict[str, Any]:
         """Return libpq's parameters.  Holds secrets: never shown.  May switch, for the password.
@@ -204,7 +185,7 @@ class Transport(StoreTransport):
             CannotUse: it names a service that is not defined.
         """
         client = self.client
-        uri, _ = self._split_url()
+        uri = self._uri()
         conninfo = parsed(uri) if uri else {}
         if not uri:
             given = {"host": client.hostname or "localhost", "port": client.port}
@@ -230,7 +211,7 @@ class Transport(StoreTransport):
 
     def place(self) -> str:
         """Servers, database and schema."""
-        uri, _, query = self._split_url()[0].partition("?")
+        uri, _, query = self._uri().partition("?")
         server = mask_secrets(uri.rpartition("@")[2] or super().place())
         others = [f"{name}={value}" for name, value in parse_qsl(query) if name in _PLACES]
         return " ".join((server, *others, self.options.schema))
@@ -241,7 +222,7 @@ class Transport(StoreTransport):
         return PostgresStore(self.client, wake, self.options, self.conninfo)
 
     def _check_url(self) -> None:
-        uri, _ = self._split_url()
+        uri = self._uri()
         if uri:
             parsed(uri)
 

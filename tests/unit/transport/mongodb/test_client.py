@@ -78,6 +78,32 @@ def test_options_of_the_url_win() -> None:
         assert options["serverSelectionTimeoutMS"] == 3000
 
 
+def test_options_of_ours_may_stand_in_the_url() -> None:
+    tags = "readPreferenceTags=dc:ny,rack:1&readPreferenceTags="
+    url = f"mongodb://db/mail?lease=7&{tags}&polling_interval=none&w=1"
+    with Connection(url, transport_options={"lease": 60, "threads": 2}) as connection:
+        options = connection.transport.options
+        assert (options.lease, options.polling_interval, options.threads) == (7.0, None, 2)
+        assert address_of(connection, options).host == f"mongodb://db/mail?{tags}&w=1"
+    wrong = Connection("mongodb://db?lease=soon").transport
+    with pytest.raises(ValueError, match="URL option lease must be a number, got 'soon'"):
+        wrong.options  # noqa: B018
+
+
+@pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv"])
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("w=2&journl=true", r"/x\?w=2&journl=true': option 'journl': Unknown option"),
+        ("maxPoolSize=many", "option 'maxPoolSize': .* must be an integer"),
+        ("tlsCAFile=/missing", "option 'tlsCAFile': .* is not readable"),
+    ],
+)
+def test_misspelt_options_are_refused(scheme: str, query: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        address(f"{scheme}://db.a.org/x?{query}")
+
+
 def test_tls() -> None:
     given = {"ca_certs": "ca.pem", "certfile": "both.pem", "cert_reqs": ssl.CERT_NONE}
     options = dict(address("mongodb://db", ssl=given).options)
