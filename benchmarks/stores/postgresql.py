@@ -32,7 +32,9 @@ class Stage(TableStage):
 
     @property
     def _table(self) -> str:
-        return "greenconn.messages" if self.api is greenconn else "kombu_message"
+        return {"greenconn": "greenconn.messages", "kombu": "kombu_message"}.get(
+            self.api.__name__, "by_hand"
+        )
 
     def counting(self) -> Counting:
         return Counting(self._statements)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.rivals import Rival
 
 
@@ -34,8 +36,12 @@ MONGODB = rivals(
 )
 
 
-def of_tables(greenconn: str, kombu: str) -> dict[str, Rival]:
-    """greenconn, and kombu over SQLAlchemy; each by its module."""
+#: What is not a driver's work.
+_NOT_BY_HAND = dict.fromkeys(("publish_200", "queues", "latency", "idle"), "")
+
+
+def of_tables(greenconn: str, kombu: str, raw: Rival) -> dict[str, Rival]:
+    """greenconn, kombu over SQLAlchemy, each by its module, and a driver by hand."""
     return {
         "greenconn": Rival(title="greenconn", module=greenconn, distribution="greenconn"),
         "patched": Rival(
@@ -51,11 +57,22 @@ def of_tables(greenconn: str, kombu: str) -> dict[str, Rival]:
                 "take it longer than 300 s"
             },
         ),
+        "raw": replace(raw, cannot=_NOT_BY_HAND),
     }
 
 
-SQLITE = of_tables("benchmarks.stores.sqlite_greenconn", "benchmarks.stores.sqlite_kombu")
-POSTGRESQL = of_tables("benchmarks.stores.postgresql", "benchmarks.stores.postgresql_kombu")
+SQLITE = of_tables(
+    "benchmarks.stores.sqlite_greenconn",
+    "benchmarks.stores.sqlite_kombu",
+    Rival(title="sqlite3 by hand", module="benchmarks.stores.sqlite_raw"),
+)
+POSTGRESQL = of_tables(
+    "benchmarks.stores.postgresql",
+    "benchmarks.stores.postgresql_kombu",
+    Rival(
+        title="psycopg by hand", module="benchmarks.stores.postgresql_raw", distribution="psycopg"
+    ),
+)
 #: Today's kombu has no such transport.
 COUCHDB = rivals(
     http=Rival(

@@ -31,7 +31,7 @@ class Stage(TableStage):
     def clear(self) -> None:
         """End the other sides, and delete all messages."""
         self.end_peers()
-        table = "messages" if self.api.__name__ == "greenconn" else "kombu_message"
+        table = "kombu_message" if self.api.__name__ == "kombu" else "messages"
         self._execute(f"DELETE FROM {table}")
 
     def close(self) -> None:
