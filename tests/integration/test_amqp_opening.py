@@ -35,6 +35,8 @@ from tests.fix_brokers import Brokers
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 CERTS = Path(__file__).resolve().parents[1] / "certs"
 SOON = 30.0
 

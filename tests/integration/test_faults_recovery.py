@@ -26,6 +26,8 @@ from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.recovering import restart_app
 
+pytestmark = pytest.mark.halved
+
 #: Seconds for what must come.
 SOON = 60.0
 #: Seconds for what must come at once; less than the library itself waits for a confirm, which is 30.

@@ -60,7 +60,7 @@ def target(request: pytest.FixtureRequest, long: bool) -> Iterator[Target]:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_interrupted_at_each_switch(group: str, target: Target, long: bool) -> None:
     """What must be whole is, and the next hundred operations are right."""
     points = 0

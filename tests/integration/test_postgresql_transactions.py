@@ -23,6 +23,8 @@ from tests.integration.processes import ROOT, run, start
 sqlalchemy = pytest.importorskip("sqlalchemy")
 from sqlalchemy.orm import Session, scoped_session, sessionmaker  # noqa: E402
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 
 

@@ -12,6 +12,8 @@ import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 DELAYED = "greenconn.delayed"
 

@@ -21,6 +21,8 @@ from tests.fix_wires import until
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
 
+pytestmark = pytest.mark.halved
+
 #: Seconds: short, so that the tests are.
 LEASE = 1.0
 

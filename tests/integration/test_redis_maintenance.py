@@ -17,6 +17,8 @@ from tests.integration.contract import SOON
 from tests.integration.processes import start
 from tests.integration.redis_clients import Control
 
+pytestmark = pytest.mark.halved
+
 #: Without types.
 kombu: Any = pytest.importorskip("kombu")
 

@@ -20,6 +20,8 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON, collecting
 from tests.integration.redis_load import Load
 
+pytestmark = pytest.mark.halved
+
 #: Seconds for what sentinels need to agree.
 LATE = 40.0
 OPTIONS = {"master_name": "mymaster"}

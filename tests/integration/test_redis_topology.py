@@ -26,6 +26,8 @@ from tests.integration.processes import start
 from tests.integration.redis_clients import Control, control
 from tests.tiny_client import TinyClient
 
+pytestmark = pytest.mark.halved
+
 Open = Callable[..., RedisLink]
 
 #: Without types.

@@ -23,6 +23,8 @@ from tests.fix_wires import until
 from tests.integration.recovering import SOON, Recoveries, consumers_of, exists, lose, send, settled
 from tests.receiving import Receiver, consuming
 
+pytestmark = pytest.mark.halved
+
 Errors = list[BaseException]
 
 

@@ -15,6 +15,8 @@ from tests.fix_sqs import Connect
 from tests.integration.contract import SOON
 from tests.integration.sqs_clients import attributes_of, declared, store_of
 
+pytestmark = pytest.mark.halved
+
 
 def taker(got: list[Any]) -> Callable[[Any, Any], None]:
     """A callback that acknowledges, and keeps the bodies."""

@@ -212,7 +212,8 @@ def main(name: str, unsafe: bool, messages: int, folder: Path) -> None:
     server = broker.make(keeper, unsafe)
     server.start()
     url = server.url + (broker.unsafe if unsafe else "")
-    os.sync()  # the failure is not that of a server that has just been installed
+    # The failure is not that of a server that has just been installed.
+    subprocess.run(["sync", "--file-system", place], check=True)
     roles = [("publish", str(first)) for first in range(PUBLISHERS)] + [("consume", "0")]
     said = [folder / f"said-{number}" for number in range(len(roles))]
     started = []

@@ -150,7 +150,7 @@ def _use(seen: Seen, *arguments: Any, **options: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("scheme", [*SCHEMES, *PLUS_SCHEMES])
-@pytest.mark.sampled(15)
+@pytest.mark.sampled(8)
 def test_a_url(scheme: str, seen: Seen) -> None:
     for form in FORMS:
         url = form.format(s=scheme, p=SECRET)
@@ -195,7 +195,7 @@ def test_each_way_to_give_a_url(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("scheme", sorted(TRANSPORT_ALIASES))
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(5)
 def test_a_url_in_place_of_a_host(scheme: str, seen: Seen) -> None:
     for url in (f"tls://u:{SECRET}@h", f"{scheme}://u:{SECRET}@127.0.0.1:1/0"):
         connection = Connection(f"{scheme}://127.0.0.1:1/0", connect_timeout=SOON)
@@ -210,7 +210,7 @@ def test_a_url_in_place_of_a_host(scheme: str, seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("scheme", sorted(TRANSPORT_ALIASES))
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(5)
 def test_a_login_by_keyword(scheme: str, seen: Seen) -> None:
     class Provider:
         def get_credentials(self) -> tuple[str, str]:
@@ -251,7 +251,7 @@ OPTIONS: Final[tuple[type[Record], ...]] = (
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind in OPTIONS for name in sorted(kind.hidden)]
 )
-@pytest.mark.sampled(15)
+@pytest.mark.sampled(8)
 def test_a_hidden_option(kind: type[Record], name: str, seen: Seen) -> None:
     scheme = {
         AmqpOptions: "amqp",

@@ -22,6 +22,8 @@ from greenconn.testing import MemoryBroker
 from tests.fix_wires import until
 from tests.unit.contrib.outbox.conftest import Box
 
+pytestmark = pytest.mark.halved
+
 #: Nothing is found by looking again.
 NEVER = 10_000.0
 SOON = 60.0
