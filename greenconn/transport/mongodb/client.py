@@ -234,7 +234,10 @@ def _problem_of_options(uri: str) -> str | None:
             TypeError,
             ValueError,
         ) as exc:
-            return f"option {name!r}: {_problem(exc)}"
+            # Of what is masked, pymongo may quote a part.
+            is_secret = option not in mask_secrets(f"mongodb://host/?{option}")
+            text = "pymongo does not take its value" if is_secret else _problem(exc)
+            return f"option {name!r}: {text}"
     return None
 
 

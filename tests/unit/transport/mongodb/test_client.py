@@ -121,7 +121,10 @@ def test_tls() -> None:
 
 
 def test_malformed_urls_name_no_password() -> None:
-    for url in ("mongodb://u:secret-word@a:port/x", "mongodb://u:secret-word@a/x?w"):
+    for url in (
+        *("mongodb://u:secret-word@a:port/x", "mongodb://u:secret-word@a/x?w"),
+        "mongodb+srv://a/x?authMechanismProperties=AWS_SESSION_TOKEN:its-part,secret-word:x",
+    ):
         with pytest.raises(ValueError) as caught:
             address(url)
         assert "secret-word" not in str(caught.value)
