@@ -8,6 +8,7 @@ from benchmarks.clock import Clock, Figures
 from benchmarks.redis.envelopes import envelope
 from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
+from benchmarks.stores.by_hand import ByHand
 from benchmarks.stores.postgresql import Stage
 
 _SCHEMA = """
@@ -22,11 +23,11 @@ _CLAIM = (
 )
 
 
-class Works:
+class Works(ByHand):
     """What psycopg takes for a message, if nobody asks for anything else: prepared, and in binary."""
 
     def __init__(self, url: str, stage: Stage) -> None:
-        self.stage = stage
+        super().__init__(stage)
         self._database = psycopg.connect(stage.of(psycopg, url), autocommit=True)
         self._database.execute(_SCHEMA)
         self._cursor = self._database.cursor(binary=True)
@@ -35,25 +36,17 @@ class Works:
         """Close the connection."""
         self._database.close()
 
-    def _put(self, queue: str, count: int, at_once: int) -> Clock:
+    def put(self, queue: str, count: int, at_once: int) -> Clock:
         values = ([queue] * at_once, [envelope(BODY, queue)] * at_once)
         with Clock() as clock:
             for _ in range(0, count, at_once):
                 self._cursor.execute(_PUT, values, prepare=True)
         return clock
 
-    def publish(self, count: int) -> Figures:
-        """A statement for each."""
-        return self._put(self.stage.name(), count, 1).per(count)
-
-    def publish_many(self, count: int) -> Figures:
-        """A statement for a hundred."""
-        return self._put(self.stage.name(), count, PREFETCH).per(count)
-
     def consume(self, count: int) -> Figures:
         """Two statements for a hundred."""
         source = self.stage.name()
-        self._put(source, count, PREFETCH)
+        self.put(source, count, PREFETCH)
         with Clock() as clock:
             for _ in range(0, count, PREFETCH):
                 self._cursor.execute(_CLAIM, (source,), prepare=True)

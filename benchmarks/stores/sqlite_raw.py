@@ -8,6 +8,7 @@ from benchmarks.clock import Clock, Figures
 from benchmarks.redis.envelopes import envelope
 from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
+from benchmarks.stores.by_hand import ByHand
 from benchmarks.stores.sqlite import Stage
 
 _SCHEMA = """
@@ -21,14 +22,14 @@ _CLAIM = (
 )
 
 
-class Works:
+class Works(ByHand):
     """What SQLite takes for a message, if nobody asks for anything else, as greenconn uses it.
 
     What is published is on the disk, and a claim and an ack are in the log.
     """
 
     def __init__(self, url: str, stage: Stage) -> None:
-        self.stage = stage
+        super().__init__(stage)
         path = stage.of(sqlite3).partition("sqlite:///")[2]
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
@@ -38,7 +39,7 @@ class Works:
         """Close the file."""
         self._database.close()
 
-    def _put(self, queue: str, count: int, at_once: int) -> Clock:
+    def put(self, queue: str, count: int, at_once: int) -> Clock:
         rows = [(queue, envelope(BODY, queue))] * at_once
         database = self._database
         database.execute("PRAGMA synchronous=FULL")
@@ -49,18 +50,10 @@ class Works:
                 database.execute("COMMIT")
         return clock
 
-    def publish(self, count: int) -> Figures:
-        """A transaction for each."""
-        return self._put(self.stage.name(), count, 1).per(count)
-
-    def publish_many(self, count: int) -> Figures:
-        """A transaction for a hundred."""
-        return self._put(self.stage.name(), count, PREFETCH).per(count)
-
     def consume(self, count: int) -> Figures:
         """Two transactions for a hundred."""
         source, database = self.stage.name(), self._database
-        self._put(source, count, PREFETCH)
+        self.put(source, count, PREFETCH)
         database.execute("PRAGMA synchronous=NORMAL")
         with Clock() as clock:
             for _ in range(0, count, PREFETCH):
