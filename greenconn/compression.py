@@ -22,7 +22,7 @@ from gevent import get_hub
 from greenlet import getcurrent
 
 from greenconn.encoding import ensure_bytes
-from greenconn.exceptions import DecodeError, error_text
+from greenconn.exceptions import DecodeError, error_summary
 
 if TYPE_CHECKING:
     from bz2 import BZ2Decompressor
@@ -91,8 +91,7 @@ class _StreamDecoder:
             raise
         except Exception as exc:
             raise DecodeError(
-                f"cannot decompress a body as {self.content_type}: {type(exc).__name__}: "
-                f"{error_text(exc)}"
+                f"cannot decompress a body as {self.content_type}: {error_summary(exc)}"
             ) from exc
 
     def _inflate(self, octets: memoryview, limit: int) -> bytes:
@@ -114,6 +113,8 @@ class _StreamDecoder:
             written = out.tell()
             try:
                 at, left = self._inflate_stream(octets, at, left, out, pace)
+            except MemoryError:
+                raise
             except Exception:
                 # Like the standard library, ignore garbage after the last stream.
                 if number and out.tell() == written:

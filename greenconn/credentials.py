@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from gevent import Timeout
 
 from greenconn.checks import Seconds, in_seconds
-from greenconn.exceptions import OperationalError, RecoverableConnectionError, error_text
+from greenconn.exceptions import OperationalError, RecoverableConnectionError, error_summary
 
 __all__ = ["CredentialProvider", "SharedLogin", "SuppliedError", "Token", "supplied"]
 
@@ -32,7 +32,7 @@ def supplied(function: Callable[[], T]) -> T:
     try:
         return function()
     except (Exception, Timeout) as exc:
-        raise SuppliedError(f"{type(exc).__name__}: {error_text(exc)}") from exc
+        raise SuppliedError(error_summary(exc)) from exc
 
 
 class CredentialProvider(Protocol):

@@ -137,6 +137,12 @@ def error_text(exc: object, show: Callable[[Any], str] = str) -> str:
     return escaped(text)[:LONGEST_TEXT]
 
 
+def error_summary(exc: BaseException | None) -> str:
+    """Return the class of an error with its text, where it has one."""
+    text = error_text(exc)
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
 def escaped(text: str) -> str:
     """Return *text* with backslash escapes for what UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

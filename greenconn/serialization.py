@@ -182,7 +182,9 @@ def decode_error(exc: BaseException, what: str) -> DecodeError:
         reason += f" at character {exc.pos}"
     elif isinstance(exc, UnicodeDecodeError):
         reason += f" at byte {exc.start}: {exc.reason}"
-    return DecodeError(f"cannot decode a body {what}: {reason}")
+    error = DecodeError(f"cannot decode a body {what}: {reason}")
+    error.__cause__ = exc
+    return error
 
 
 def utf8(text: str, content_type: str) -> bytes:

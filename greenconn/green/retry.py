@@ -28,6 +28,7 @@ from gevent import Greenlet, Timeout, get_hub, getcurrent
 from greenconn.checks import Record
 from greenconn.clocks import CLOCK
 from greenconn.credentials import Token
+from greenconn.exceptions import error_summary
 from greenconn.green.deadline import NEVER, Deadline, is_thrown, mark_thrown
 from greenconn.green.hub import weakly, yield_to_hub
 from greenconn.green.supervisor import spawn
@@ -380,11 +381,10 @@ class Renewal:
                 self._backoff = Backoff(RENEWING)
             pause = max(next(self._backoff), LEAST_PAUSE)
             self._logger.warning(
-                "%s: the credentials could not be renewed, next attempt in %.1f s: %s: %s",
+                "%s: the credentials could not be renewed, next attempt in %.1f s: %s",
                 self._where,
                 pause,
-                type(exc).__name__,
-                exc,
+                error_summary(exc),
                 exc_info=exc if is_new else None,
                 extra={"connection": self._where},
             )

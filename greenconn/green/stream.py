@@ -800,6 +800,7 @@ class PipelineLife(ABC):
         return True
 
     def _on_stream_lost(self, exc: BaseException) -> None:
-        error: BaseException = self.lost_error(f"{self.where}: connection lost: {exc}")
+        reason = error_text(exc) or type(exc).__name__
+        error: BaseException = self.lost_error(f"{self.where}: connection lost: {reason}")
         error.__cause__ = exc
         self.end(error)

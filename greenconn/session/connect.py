@@ -41,6 +41,7 @@ from greenconn.exceptions import (
     NotAllowed,
     OperationalError,
     RecoverableConnectionError,
+    error_summary,
     error_text,
 )
 from greenconn.green.deadline import Deadline
@@ -501,7 +502,7 @@ class Connector:
             return cause
         error = SuppliedError(
             f"connecting to {broker.label} failed in what the program supplies for it: "
-            f"{type(cause).__name__}: {error_text(cause)}"
+            f"{error_summary(cause)}"
         )
         error.__cause__ = cause
         if type(cause) not in self._reported:

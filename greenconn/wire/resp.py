@@ -113,7 +113,7 @@ class RespParser:
                         replies.append(reply)
                 except (TypeError, MemoryError) as exc:
                     raise ProtocolError(
-                        f"a reply cannot be decoded: {exc or type(exc).__name__}"
+                        f"a reply cannot be decoded: {str(exc) or type(exc).__name__}"
                     ) from exc
                 if self._reader.has_data() or not piece.endswith(b"\n"):
                     self._look_at_string(piece)

@@ -13,7 +13,7 @@ from greenconn.checks import Seconds, check_keywords, in_seconds, keyword_defaul
 from greenconn.common import Broadcast
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
-from greenconn.exceptions import AMQPError, KombuError, error_text
+from greenconn.exceptions import AMQPError, KombuError, error_summary
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
@@ -408,7 +408,7 @@ class _Registry:
         if lifecycle.state is ConsumerState.FAILED:
             error = lifecycle.error
             self.failures[lifecycle.options.name or ""] = ConsumerFailure(
-                f"{type(error).__name__}: {error_text(error)}",
+                error_summary(error),
                 consumer.stats(),
                 lifecycle.addresses,
                 lifecycle.changed_at,

@@ -31,7 +31,7 @@ from greenconn.delays import DELAY, seconds_until
 from greenconn.encoding import safe_repr
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
-from greenconn.exceptions import KombuError, NotFound, error_text, escaped
+from greenconn.exceptions import KombuError, NotFound, error_summary, error_text, escaped
 from greenconn.green.deadline import Deadline
 from greenconn.limits import WAITED, waited_of
 from greenconn.listeners import LISTENERS, url_of
@@ -458,10 +458,9 @@ class DeadLetterExchanges:
             return known
         except Exception as exc:
             logger.warning(
-                "whether queue %r has a dead-letter exchange is not known: %s: %s",
+                "whether queue %r has a dead-letter exchange is not known: %s",
                 queue,
-                type(exc).__name__,
-                error_text(exc),
+                error_summary(exc),
                 extra=message_fields(message, queue=queue),
             )
             return False

@@ -27,7 +27,7 @@ from greenconn.clocks import CLOCK
 from greenconn.delays import kept_delay
 from greenconn.encoding import safe_repr
 from greenconn.entity.queue import DEAD
-from greenconn.exceptions import BodyTooLarge, MessageStateError, error_text
+from greenconn.exceptions import BodyTooLarge, MessageStateError, error_summary, error_text
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import HANDLERS, name_of, spawn
 from greenconn.limits import CLAIM, WAITED
@@ -497,7 +497,7 @@ class Handling:
             _name_of(self._handler),
             self._consumer.queue_of(messages[0]),
             outcome,
-            "" if cause is None else f": {type(cause).__name__}: {error_text(cause)}",
+            "" if cause is None else f": {error_summary(cause)}",
             extra=self._fields(messages[0]),
         )
 
@@ -658,19 +658,20 @@ class Handling:
     def _refuse_undecodable(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
         self._note_return(message)
-        target = None
-        if self._options.on_decode_error is None:
+        target, is_unread = None, _lacks_memory(exc)
+        if is_unread:
+            outcome = "the message is decoded again later"
+        elif self._options.on_decode_error is None:
             end, target = self._end_of(message, exc)
             outcome = f"the message is {end}"
         else:
             outcome = f"{_name_of(self._options.on_decode_error)} decides"
         logger.error(
-            "message %s of queue %r (%s) cannot be decoded: %s: %s; %s",
+            "message %s of queue %r (%s) cannot be decoded: %s; %s",
             message.delivery_tag,
             self._consumer.queue_of(message),
             message.content_type,
-            type(exc).__name__,
-            error_text(exc),
+            error_summary(exc),
             outcome,
             # Any publisher can cause this: log one line each, unless debugging.
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
@@ -678,12 +679,23 @@ class Handling:
         )
         if (observers := LISTENERS.handling) is not None:
             self._observe(observers, [message]).end(exc)
-        if self._options.on_decode_error is not None:
+        if is_unread:
+            self._put_back_unread(message)
+        elif self._options.on_decode_error is not None:
             self._decide(self._options.on_decode_error, message, exc, 0)
         else:
             self._reject(message, exc, 0, target)
         if message._came_with(CLAIM) and self._is_done(message):
             self._admit().end(message, self._consumer.queue_of(message))
+
+    def _put_back_unread(self, message: Message) -> None:
+        """Have *message* decoded again, here or elsewhere.  May switch."""
+        # What was noted when it came is not decoded again here.
+        is_kept = self._no_ack or (self._keeps_order and not message.errors)
+        if is_kept and not self._consumer.is_ending:
+            self._retry(message, LONGEST_PAUSE, has_failed=False)
+        else:
+            self.requeue(message)
 
     def _decide(
         self,
@@ -1093,14 +1105,23 @@ def _short_id(message_id: object) -> str:
 
 
 def _hash_of_body(message: Message) -> int:
-    """Return a number that messages with the same body have; a body that was not kept has 0."""
+    """Return a number that messages with the same body have; a body that cannot be read has 0."""
     try:
         body = message.body
-    except BodyTooLarge:
+        if isinstance(body, (bytearray, memoryview)):
+            body = bytes(body)
+    except (BodyTooLarge, MemoryError):
         return 0
-    if isinstance(body, (bytearray, memoryview)):
-        body = bytes(body)
     return hash(body if isinstance(body, (bytes, str)) else safe_repr(body))
+
+
+def _lacks_memory(exc: BaseException | None) -> bool:
+    """Return whether a body could not be decoded because this process lacks memory."""
+    while exc is not None:
+        if isinstance(exc, MemoryError):
+            return True
+        exc = exc.__cause__
+    return False
 
 
 def release(message: Message) -> None:

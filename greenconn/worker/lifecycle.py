@@ -30,6 +30,7 @@ from greenconn.exceptions import (
     ConsumerCancelled,
     NotFound,
     PreconditionFailed,
+    error_summary,
     error_text,
     is_unavailable,
 )
@@ -329,10 +330,9 @@ class ConsumerLifecycle:
             spawn(
                 "log",
                 logger.error,
-                "consumer of queue %s failed: %s: %s%s",
+                "consumer of queue %s failed: %s%s",
                 self.options.name,
-                type(exc).__name__,
-                error_text(exc),
+                error_summary(exc),
                 MIGRATION if isinstance(exc, PreconditionFailed) else "",
                 # Of what should not happen, the class and the text do not tell where.
                 exc_info=None if isinstance(exc, known_errors(self.session)) else exc,

@@ -49,6 +49,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
     Unroutable,
+    error_summary,
     error_text,
     is_denied_feature,
     is_unavailable,
@@ -588,11 +589,10 @@ class OffsetRecorder:
             self._has_failed = True
             logger.log(
                 level,
-                "offset of reader %r in stream %r was not stored, trying again: %s: %s",
+                "offset of reader %r in stream %r was not stored, trying again: %s",
                 self._reader,
                 self._stream,
-                type(exc).__name__,
-                error_text(exc),
+                error_summary(exc),
                 extra={"queue": self._stream, "consumer": self._reader},
             )
 
@@ -845,7 +845,7 @@ class SubscriptionRecovery:
         return RecoveryOutcome.CONFIRMED
 
     def _note_failure(self, exc: BaseException, subscription: Subscription | None) -> None:
-        self.failure = f"{type(exc).__name__}: {error_text(exc)}"
+        self.failure = error_summary(exc)
         if subscription is not None and isinstance(exc, ChannelError):
             # It may cost the next channel too: from now on one that is its alone.
             subscription.fails_alone = True
@@ -862,10 +862,9 @@ class SubscriptionRecovery:
         names = ", ".join(each.name for each in self._subscriptions if not each.is_confirmed)
         logger.log(
             logging.WARNING if is_new else logging.DEBUG,
-            "consumer of queue %r cannot start yet, trying again: %s: %s",
+            "consumer of queue %r cannot start yet, trying again: %s",
             names,
-            type(exc).__name__,
-            error_text(exc),
+            error_summary(exc),
             exc_info=None if is_known else exc,
             extra={"connection": self._consumer.session.broker.label, "queue": names},
         )

@@ -36,7 +36,7 @@ from greenconn.contrib.console.security import (
     masked_text,
     who,
 )
-from greenconn.exceptions import error_text
+from greenconn.exceptions import error_summary
 from greenconn.listeners import add_listener, remove_listener
 from greenconn.service.app import App
 
@@ -137,7 +137,7 @@ class Console:
             status, headers, body = "400 Bad Request", [HTML], self._error(environ, str(exc))
         except Exception as exc:
             logger.exception("%s %s failed", who(environ), ascii(environ.get("PATH_INFO")))
-            text = masked_text(f"{type(exc).__name__}: {error_text(exc)}")
+            text = masked_text(error_summary(exc))
             status, headers, body = "500 Internal Server Error", [HTML], self._error(environ, text)
         names = {name for name, _ in headers}
         if "Cache-Control" not in names:

@@ -26,7 +26,7 @@ from greenconn.contrib.console.security import masked_text
 from greenconn.debug import places_of
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity.queue import DEAD
-from greenconn.exceptions import OperationalError, error_text
+from greenconn.exceptions import OperationalError, error_summary, error_text
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import DeliverEvent, HandledEvent, Listener
 from greenconn.service.app import App
@@ -233,7 +233,7 @@ class BrokerView:
                 error = None
             except Exception as exc:
                 trends = list(before.trends)
-                error = masked_text(f"{type(exc).__name__}: {error_text(exc)}")
+                error = masked_text(error_summary(exc))
             by_name = {each.figures.name: each for each in trends}
             self.snapshot = Snapshot(before.number + 1, time(), trends, error, by_name)
             looked, self._looked = self._looked, Event()

@@ -50,7 +50,7 @@ from greenconn.contrib.console.markup import (
 )
 from greenconn.contrib.console.security import Mask, Refused, masked_text
 from greenconn.entity.queue import DEAD
-from greenconn.exceptions import error_text
+from greenconn.exceptions import error_summary
 from greenconn.green.hub import yield_to_hub
 from greenconn.resource import all_pools
 from greenconn.service import health
@@ -560,7 +560,7 @@ class Pages:
         try:
             return self._view.peek(queue, count)
         except Exception as exc:
-            return _alert(masked_text(f"{type(exc).__name__}: {error_text(exc)}"))
+            return _alert(masked_text(error_summary(exc)))
 
     def _messages(self, request: Request, queue: str, count: int) -> Html:
         peek = self._peek(request, queue, count)

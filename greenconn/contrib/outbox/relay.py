@@ -56,7 +56,7 @@ from greenconn.exceptions import (
     PublishNacked,
     PublishRefused,
     Unroutable,
-    error_text,
+    error_summary,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import forget_at_fork
@@ -326,7 +326,7 @@ class _Listener:
             pause = next(self._backoff)
             self._open_at = monotonic() + pause
             if self._backoff.failures == 1:
-                logger.warning("outbox relay: cannot listen for commits: %s", _text_of(exc))
+                logger.warning("outbox relay: cannot listen for commits: %s", error_summary(exc))
         except BaseException:
             session.drop()
             raise
@@ -491,7 +491,7 @@ class Relay:
                     is_more = self._publish_some(store)
                 except Exception as exc:
                     pause = next(backoff)
-                    logger.warning("outbox relay: %s; again in %.1f s", _text_of(exc), pause)
+                    logger.warning("outbox relay: %s; again in %.1f s", error_summary(exc), pause)
                     self._pause(pause)
                 else:
                     backoff.reset()
@@ -518,7 +518,7 @@ class Relay:
         try:
             self._partitions.release()
         except Exception as exc:
-            logger.warning("outbox relay: its partitions are free later: %s", _text_of(exc))
+            logger.warning("outbox relay: its partitions are free later: %s", error_summary(exc))
         finally:
             store.close()
             self._calls.close()
@@ -584,7 +584,7 @@ class Relay:
         now = now_ms()
         for message, exc in batch.failed:
             pause = min(LONGEST_PAUSE, 2.0 ** min(message.attempts, 16))
-            text = _text_of(exc)
+            text = error_summary(exc)
             logger.warning(
                 "outbox message %d was refused, attempt %d, again in %g s: %s",
                 message.id,
@@ -665,7 +665,3 @@ def wake_relays() -> None:
     """Have the relays of this process look for new rows now.  From any thread; never switches."""
     for relay in list(_running):
         relay.wake()
-
-
-def _text_of(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {error_text(exc)}"

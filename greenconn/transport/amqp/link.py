@@ -36,6 +36,7 @@ from greenconn.exceptions import (
     FrameError,
     RecoverableConnectionError,
     ResourceError,
+    error_text,
 )
 from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import flush_at_exit, forget_at_fork
@@ -908,7 +909,8 @@ class AmqpLink(Link):
         if isinstance(exc, AMQPError) or not self.handshake.is_done:
             self.end(exc)
             return
-        error = RecoverableConnectionError(f"{self.where}: connection lost: {exc}")
+        reason = error_text(exc) or type(exc).__name__
+        error = RecoverableConnectionError(f"{self.where}: connection lost: {reason}")
         error.__cause__ = exc
         self.end(error)
 

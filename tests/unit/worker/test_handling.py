@@ -15,9 +15,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn import serialization
 from greenconn.exceptions import ContentDisallowed
 from greenconn.options import Retry
-from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted
+from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, handling
 from greenconn.worker.handling import Handling
 from greenconn.worker.options import ConsumerOptions
 from tests.fix_leaks import HubErrors
@@ -501,6 +502,44 @@ def test_what_cannot_be_decoded_is_reported_in_a_line(
     (text,) = [each.getMessage() for each in failures if "cannot be decoded" in each.msg]
     assert "'q' (application/json) cannot be decoded: DecodeError: " in text
     assert "JSONDecodeError at character 1" in text
+
+
+@pytest.fixture
+def hungry() -> Iterator[list[int]]:
+    """How often a body of the type ``hungry`` cannot be decoded, as there is no memory."""
+    left = [2]
+
+    def decode(data: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise MemoryError
+        return "decoded"
+
+    serialization.register("hungry", str, decode, "application/x-hungry", "utf-8")
+    yield left
+    serialization.unregister("hungry")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"no_ack": True}, {"batch_size": 2, "batch_interval": 0.01}]
+)
+def test_a_body_for_which_there_is_no_memory_is_decoded_again(
+    spawn: Spawn,
+    broker: Broker,
+    seen: Recorder,
+    failures: Records,
+    hungry: list[int],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handling, "LONGEST_PAUSE", 0.02)
+    broker.connection.Producer().publish("x", routing_key="q", serializer="hungry")
+    consumer = spawn("q", seen, accept=["hungry"], on_decode_error=Mock(), **options)
+    seen.wait(1)
+    assert seen.bodies == [["decoded"] if "batch_size" in options else "decoded"]
+    count(consumer, failed=2, handled=1, rejected=0)
+    assert len(of(failures, "MemoryError; the message is decoded again later")) == 2
+    assert broker.ready("q") == broker.ready("dead") == 0
 
 
 def test_a_type_that_is_not_accepted(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
