@@ -503,7 +503,7 @@ class SingleFlight:
         name: of the greenlets, for the logs.
     """
 
-    __slots__ = ("_flights", "_name")
+    __slots__ = ("__weakref__", "_flights", "_name")
 
     def __init__(self, name: str = "flight") -> None:
         self._name = name

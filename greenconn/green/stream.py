@@ -25,6 +25,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from math import inf
 from select import POLLIN
@@ -40,7 +41,7 @@ from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import flush_at_exit, forget_at_fork, weakly
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.slot import Slot
+from greenconn.green.slot import SingleFlight, Slot
 from greenconn.green.supervisor import State, Ticker, moved, spawn
 from greenconn.green.writer import Writer
 from greenconn.importing import native
@@ -56,6 +57,10 @@ Address = tuple[int, int, int, Any]
 AVOIDED_FOR: Final = 30.0
 #: When each address last failed, as a socket names it.
 _failed_at: dict[Any, float] = {}
+#: Lookups of names.  Each takes one of the few threads of the hub, and cannot be interrupted: while no
+#: name server replies, those that each attempt begins would soon take all of them.
+_lookups: Final = SingleFlight("name")
+forget_at_fork(_lookups)
 
 #: For a UNIX socket with a full line of callers.
 CALLING: Final = RetryPolicy(first=0.01, factor=1.0, jitter=0.0)
@@ -181,20 +186,16 @@ def resolve(host: str, port: int, deadline: Deadline) -> tuple[Sequence[Address]
         return [literal], deadline  # getaddrinfo of a number costs 100 us and a thread
     if "://" in host:  # a name of no host, and it may have a password
         raise ValueError(f"host must be a name or an address, got the URL {mask_secrets(host)!r}")
-    found: Slot[Sequence[tuple[Any, Any, int, str, Any]]] = Slot()
-    looking = spawn("name", _look_up_into, found, host, port)
     try:
-        infos = found.wait(deadline)
-    except TimeoutError:
-        if not found.has_expired:
+        infos = _lookups.run((get_hub(), host, port), partial(_look_up, host, port), deadline)
+    except TimeoutError as exc:
+        if exc.errno is not None:  # of the lookup
             raise
         raise TimeoutError(f"looking up {host!r} took longer than {_seconds(deadline)}") from None
     except OSError as exc:
         raise type(exc)(exc.errno, f"cannot find host {host!r}: {exc.strerror}") from exc
     except UnicodeError as exc:  # a label that is empty or too long
         raise _socket.gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
-    finally:
-        looking.kill(block=False)
     addresses = [(int(family), int(kind), proto, at) for family, kind, proto, _, at in infos]
     return addresses, deadline.renewed()
 
@@ -230,14 +231,6 @@ def _forget_former() -> float:
 def _shuffle(addresses: list[Address]) -> None:
     # Without the random module, whose import costs more than a connection.
     addresses.sort(key=lambda _: os.urandom(8))
-
-
-def _look_up_into(found: Slot[Any], host: str, port: int) -> None:
-    # A greenlet of its own, so that a slot waits: it knows the time for which the hub was blocked.
-    try:
-        found.offer(_look_up(host, port))
-    except Exception as exc:
-        found.fail(exc)
 
 
 def _look_up(host: str, port: int) -> Sequence[tuple[Any, Any, int, str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from greenconn.green import stream as connect_module
 from greenconn.green.deadline import Deadline
@@ -214,19 +215,80 @@ def test_when_all_refuse_the_last_error_is_raised(monkeypatch: pytest.MonkeyPatc
         connect_tcp("broker.example", 5672, LONG)
 
 
-def test_a_lookup_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect_module, "_look_up", lambda *_: gevent.sleep(30))
+class NameServer:
+    """Lookups that wait until there is a reply.
+
+    Attributes:
+        asked: the names, in the order in which lookups began.
+        replies: set when there is a reply.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.replies = Event()
+        self.address = "127.0.0.1"
+
+    def look_up(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        """As :func:`greenconn.green.stream._look_up`."""
+        self.asked.append(host)
+        assert self.replies.wait(60)
+        return [(_socket.AF_INET, _socket.SOCK_STREAM, 6, "", (self.address, port))]
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    """A name server that is silent at first."""
+    silent = NameServer()
+    monkeypatch.setattr(connect_module, "_look_up", silent.look_up)
+    yield silent
+    silent.replies.set()
+
+
+def test_a_lookup_that_takes_too_long(name_server: NameServer) -> None:
     with pytest.raises(TimeoutError, match=r"looking up 'broker\.example' took longer"):
         connect_tcp("broker.example", 5672, Deadline(0.02))
 
 
+def test_a_name_is_looked_up_once_at_a_time(name_server: NameServer, peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(1))
+    for _ in range(3):  # attempts of one connection, each of which gives up
+        with pytest.raises(TimeoutError, match="looking up"):
+            connect_tcp("broker.example", server.port, Deadline(0.02))
+    others = [gevent.spawn(connect_tcp, "broker.example", server.port, LONG) for _ in range(20)]
+    elsewhere = gevent.spawn(connect_tcp, "other.example", server.port, LONG)
+    until(lambda: len(name_server.asked) == 2)
+    gevent.killall(others[1:])
+    assert name_server.asked == ["broker.example", "other.example"]
+    name_server.replies.set()
+    for each in (others[0], elsewhere):
+        each.get(timeout=60).close()
+    connect_tcp("broker.example", server.port, LONG).close()
+    assert name_server.asked[2:] == ["broker.example"]  # nothing is remembered
+
+
+def test_a_child_does_not_wait_for_a_lookup_of_its_parent(
+    name_server: NameServer, peer: PeerFactory
+) -> None:
+    server = peer(lambda client: client.recv(1))
+    waiting = gevent.spawn(connect_tcp, "broker.example", server.port, LONG)
+    until(lambda: name_server.asked == ["broker.example"])
+
+    def dial() -> bool:
+        name_server.replies.set()
+        connect_tcp("broker.example", server.port, Deadline(30)).close()
+        return True
+
+    assert holds_in_child(dial)
+    name_server.replies.set()
+    waiting.get(timeout=60).close()
+
+
 def test_a_timeout_of_the_user_is_not_taken_for_ours(
-    monkeypatch: pytest.MonkeyPatch, silent_port: int
+    name_server: NameServer, silent_port: int
 ) -> None:
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
         connect_tcp("127.0.0.1", silent_port, LONG)
     assert caught.value is timeout
-    monkeypatch.setattr(connect_module, "_look_up", lambda *_: gevent.sleep(30))
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
         connect_tcp("broker.example", 5672, LONG)
     assert caught.value is timeout
