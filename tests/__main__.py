@@ -73,7 +73,7 @@ INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
 #: Processes of each kind, were they equally busy.  The tests wait about as long as they compute, so
 #: there are more than cores; the more there are, the more each takes of the processor.
-PROCESSES = 3
+PROCESSES = 2
 #: Seconds that are worth a process.
 WORTH = 60.0
 COMMANDS = {

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.processes import run
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 INSTALL = "from greenconn.compat import install_as_kombu; install_as_kombu()\n"
 

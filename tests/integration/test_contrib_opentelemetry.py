@@ -27,6 +27,8 @@ from greenconn import Connection, Consumer, Exchange, Queue
 from greenconn.contrib.opentelemetry import GreenconnInstrumentor
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 SOON = 90.0
 COUNT = 40
 

@@ -24,6 +24,8 @@ from greenconn.transport.base import Link
 from tests.brokers.redis_server import RedisServer
 from tests.integration.processes import run
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 WARNING = "was dropped without close()"
 

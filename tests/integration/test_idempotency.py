@@ -27,6 +27,8 @@ from greenconn.contrib.idempotency.sqlalchemy import SqlIds
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, Running, start
 
+pytestmark = pytest.mark.halved
+
 SOON = 120.0
 #: Seconds that nothing here lasts.
 LONG = 1000.0

@@ -6,7 +6,7 @@ import pytest
 
 from tests.interpreter import printed
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 
 #: Publishes from many greenlets, handles all, forks, and does so once more.
 PROGRAM = """

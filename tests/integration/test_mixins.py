@@ -23,6 +23,8 @@ from greenconn.transport import memory
 from tests.fix_wires import until
 from tests.receiving import consumer_count
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 
 

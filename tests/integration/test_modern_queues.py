@@ -18,6 +18,8 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
 from tests.receiving import consuming
 
+pytestmark = pytest.mark.halved
+
 CAME = 30.0
 QUORUM = {"x-queue-type": "quorum"}
 

@@ -21,6 +21,8 @@ from tests.fix_mongodb import Database
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient
 
+pytestmark = pytest.mark.halved
+
 Stores = Callable[..., MongoStore]
 
 QUEUE = "mail"

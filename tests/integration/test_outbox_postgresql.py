@@ -24,6 +24,8 @@ from tests.fix_postgresql import Database
 from tests.fix_wires import until
 from tests.unit.contrib.outbox.conftest import Box, of_django, of_sqlalchemy
 
+pytestmark = pytest.mark.halved
+
 #: Nothing is found by looking again.
 NEVER = 10_000.0
 SOON = 60.0

@@ -117,7 +117,9 @@ def test_server_that_is_silent_for_too_long_is_lost(
     session.call(session.fetch, "SET statement_timeout = 0")
     postgresql.execute("SELECT pg_advisory_lock(4713)")
     connection: Any = session._connection
-    connection.reply_timeout = 0.2  # since now: a busy server may need longer for the statement above
+    connection.reply_timeout = (
+        0.2  # since now: a busy server may need longer for the statement above
+    )
     with pytest.raises(LinkLost, match=r"here: no reply within 0\.2 s"):
         session.call(session.fetch, "SELECT pg_advisory_lock(4713)")
     assert not session.is_open

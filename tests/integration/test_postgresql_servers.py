@@ -22,6 +22,8 @@ from tests.fix_postgresql import PostgresServers
 from tests.fix_tls import CERTS
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.halved
+
 SOON = 60.0
 PUBLISHERS = 4
 

@@ -24,6 +24,8 @@ from greenconn.exceptions import (
 from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.processes import start
 
+pytestmark = pytest.mark.halved
+
 SOON = 30.0
 
 #: A worker that knows the arguments of its queue.

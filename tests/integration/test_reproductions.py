@@ -9,7 +9,7 @@ import pytest
 from tests.planted_handlers import PROGRAMS
 from tests.quality.reproductions import OTHER, reproduce
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.halved]
 #: Always; the others with ``--long``.
 ALWAYS = ("double_charge",)
 

@@ -27,6 +27,8 @@ from greenconn.options import Rate, Retry
 from greenconn.testing import Delivery, MemoryBroker
 from greenconn.worker.handling import HandlerTimeout
 
+pytestmark = pytest.mark.halved
+
 HOUR = 3600.0
 DAY = 24 * HOUR
 SOON = 30.0

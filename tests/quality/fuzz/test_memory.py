@@ -19,7 +19,7 @@ from greenconn.wire.amqp import FrameParser
 from greenconn.wire.resp import ProtocolError, RespParser
 from tests.quality.fuzz import corpus
 
-pytestmark = pytest.mark.pure
+pytestmark = [pytest.mark.pure, pytest.mark.halved]
 
 MIB = 1024 * 1024
 

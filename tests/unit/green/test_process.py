@@ -13,6 +13,8 @@ import pytest
 from greenconn.green.hub import forget_at_fork
 from tests.forked import holds_in_child
 
+pytestmark = pytest.mark.halved
+
 PRELUDE = """
 import sys
 if {patched}:

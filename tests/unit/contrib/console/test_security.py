@@ -16,6 +16,8 @@ from greenconn.contrib.console import ACTIONS, Console
 from greenconn.identity import uuid
 from tests.console_client import OWN, Answer, Client
 
+pytestmark = pytest.mark.halved
+
 #: Pages that need no name.
 PAGES = ("", "dead", "handlers", "schedules", "connections", "jobs")
 
