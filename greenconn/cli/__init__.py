@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from itertools import takewhile
 from typing import Any, Final, Protocol, TypeVar
 
@@ -282,6 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     own = takewhile(lambda each: each.startswith("-"), given)  # those before the command
     is_verbose = not {"-v", "--verbose"}.isdisjoint(own)
+    if isinstance(sys.stdout, TextIOWrapper):  # as that of errors is from the start
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _log_shown(is_verbose):
         return _guarded(lambda: _invoked(given), is_verbose)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import time
 
 import gevent
 import pytest
 
+import greenconn
+from greenconn.cli import main
 from greenconn.cli.broker import interruptible
 
 
@@ -43,3 +47,14 @@ def test_ctrl_c_is_as_before_afterwards() -> None:
     with interruptible():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_characters_that_the_terminal_does_not_have_are_escaped(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    with greenconn.Connection(url) as connection:
+        greenconn.publish("q", "gr\u00fc\u00df \U0001f600", connection=connection, declare=True)
+        assert main(["peek", "q", "--url", url]) == 0
+    assert "gr\u00fc\u00df \\U0001f600" in written.getvalue().decode("latin-1")
