@@ -1117,11 +1117,11 @@ def _hash_of_body(message: Message) -> int:
 
 def _lacks_memory(exc: BaseException | None) -> bool:
     """Return whether a body could not be decoded because this process lacks memory."""
-    while exc is not None:
-        if isinstance(exc, MemoryError):
-            return True
+    for _ in range(10):  # an error may be its own cause
+        if exc is None or isinstance(exc, MemoryError):
+            break
         exc = exc.__cause__
-    return False
+    return isinstance(exc, MemoryError)
 
 
 def release(message: Message) -> None:

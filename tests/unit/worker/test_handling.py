@@ -542,6 +542,21 @@ def test_a_body_for_which_there_is_no_memory_is_decoded_again(
     assert broker.ready("q") == broker.ready("dead") == 0
 
 
+def test_an_error_that_is_its_own_cause_is_one_of_the_body(
+    spawn: Spawn, broker: Broker, seen: Recorder
+) -> None:
+    def decode(data: Any) -> Any:
+        error = Boom()
+        raise error from error
+
+    serialization.register("circular", str, decode, "application/x-circular", "utf-8")
+    try:
+        broker.connection.Producer().publish("x", routing_key="q", serializer="circular")
+        count(spawn("q", seen, accept=["circular"]), failed=1, rejected=1)
+    finally:
+        serialization.unregister("circular")
+
+
 def test_a_type_that_is_not_accepted(spawn: Spawn, broker: Broker, seen: Recorder) -> None:
     notified: list[Any] = []
 
