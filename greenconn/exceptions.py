@@ -137,6 +137,11 @@ def error_text(exc: object, show: Callable[[Any], str] = str) -> str:
     return escaped(text)[:LONGEST_TEXT]
 
 
+def error_reason(exc: BaseException) -> str:
+    """Return the text of an error, or its class if it has none."""
+    return error_text(exc) or type(exc).__name__
+
+
 def error_summary(exc: BaseException | None) -> str:
     """Return the class of an error with its text, where it has one."""
     text = error_text(exc)

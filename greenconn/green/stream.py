@@ -37,7 +37,7 @@ from gevent import Greenlet, get_hub
 from gevent.hub import Hub
 from greenlet import getcurrent
 
-from greenconn.exceptions import RecoverableConnectionError, error_text
+from greenconn.exceptions import RecoverableConnectionError, error_reason, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import flush_at_exit, forget_at_fork, weakly
 from greenconn.green.retry import RetryPolicy, attempts
@@ -793,7 +793,8 @@ class PipelineLife(ABC):
         return True
 
     def _on_stream_lost(self, exc: BaseException) -> None:
-        reason = error_text(exc) or type(exc).__name__
-        error: BaseException = self.lost_error(f"{self.where}: connection lost: {reason}")
+        error: BaseException = self.lost_error(
+            f"{self.where}: connection lost: {error_reason(exc)}"
+        )
         error.__cause__ = exc
         self.end(error)

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 from amqp import spec
 from amqp.serialization import loads
 
-from greenconn.exceptions import FrameError, UnexpectedFrame, error_text
+from greenconn.exceptions import FrameError, UnexpectedFrame, error_reason
 
 PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 FRAME_MIN: Final = 4096
@@ -726,9 +726,7 @@ def reply_arguments(ids: Ids, payload: bytes) -> list[Any]:
 
 def unreadable(ids: int, exc: BaseException) -> FrameError:
     """Return the error for a method that cannot be read."""
-    return FrameError(
-        f"method {method_name(ids)} cannot be read: {error_text(exc) or type(exc).__name__}"
-    )
+    return FrameError(f"method {method_name(ids)} cannot be read: {error_reason(exc)}")
 
 
 def method_name(ids: int) -> str:

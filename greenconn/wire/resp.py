@@ -12,6 +12,8 @@ from typing import Any, Final, cast
 
 import hiredis
 
+from greenconn.exceptions import error_reason
+
 #: A message that the server sends without being asked (RESP3).
 Push: Final = hiredis.PushNotification
 
@@ -112,9 +114,7 @@ class RespParser:
                         self._unfinished = 0
                         replies.append(reply)
                 except (TypeError, MemoryError) as exc:
-                    raise ProtocolError(
-                        f"a reply cannot be decoded: {str(exc) or type(exc).__name__}"
-                    ) from exc
+                    raise ProtocolError(f"a reply cannot be decoded: {error_reason(exc)}") from exc
                 if self._reader.has_data() or not piece.endswith(b"\n"):
                     self._look_at_string(piece)
                 elif self._before:

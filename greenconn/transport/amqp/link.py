@@ -36,7 +36,7 @@ from greenconn.exceptions import (
     FrameError,
     RecoverableConnectionError,
     ResourceError,
-    error_text,
+    error_reason,
 )
 from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import flush_at_exit, forget_at_fork
@@ -909,8 +909,7 @@ class AmqpLink(Link):
         if isinstance(exc, AMQPError) or not self.handshake.is_done:
             self.end(exc)
             return
-        reason = error_text(exc) or type(exc).__name__
-        error = RecoverableConnectionError(f"{self.where}: connection lost: {reason}")
+        error = RecoverableConnectionError(f"{self.where}: connection lost: {error_reason(exc)}")
         error.__cause__ = exc
         self.end(error)
 
