@@ -71,8 +71,8 @@ LONG_RUN_TIMEOUT = 4 * 3600.0
 #: Seconds that pytest has after Ctrl-C to say what it was doing.
 INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
-#: Processes of each kind, were they equally busy.  The tests wait about as long as they compute, so
-#: there are more than cores; the more there are, the more each takes of the processor.
+#: Processes of each kind, were they equally busy.  The tests wait at times, so there are more than
+#: cores; each takes the processor for its start and for brokers of its own.
 PROCESSES = 2
 #: Seconds that are worth a process.
 WORTH = 60.0

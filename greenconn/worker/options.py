@@ -288,7 +288,8 @@ class ConsumerOptions:
 
     on_decode_error: Callable[[Any, Exception], Any] | None = None
     """Function that is called as ``(message, exc)`` for a body that cannot be decoded, is not accepted
-    or does not fit the schema.  None makes a dead letter of the message."""
+    or does not fit the schema.  None makes a dead letter of the message.  Neither happens where the
+    process lacks memory: the message goes back."""
 
     tag_prefix: str = "greenconn-"
     """Prefix of the consumer tag that the broker shows."""
