@@ -234,6 +234,8 @@ class Side:
     summary: Path
     output: Path | None
     is_shown: bool = False
+    #: Seconds after the beginning of the run.
+    ended_at: float | None = None
 
     @property
     def name(self) -> str:
@@ -446,7 +448,10 @@ class Run:
         while running:
             if self._rabbitmq is not None and not self._rabbitmq.is_running:
                 self._rabbitmq = None  # those who wait for it see its end, since it was reaped
-            running = [side for side in running if side.process.poll() is None]
+            for side in running:
+                if side.process.poll() is not None:
+                    side.ended_at = time.monotonic() - self._began_at
+            running = [side for side in running if side.ended_at is None]
             if sides[0] not in running:  # the terminal is free
                 for side in sides:
                     if side not in running:
@@ -479,6 +484,8 @@ class Run:
                 print(indent(reason, " " * 8))
         for side, outcome in outcomes:
             ended = f"exit code {side.process.returncode}"
+            if side.ended_at is not None:
+                ended += f" after {side.ended_at:.0f} s"
             if side.process.returncode != NOTHING_TO_RUN or not has_run:
                 code = code or side.process.returncode or 0
             if outcome is None:
@@ -515,22 +522,23 @@ class Run:
                     print(f"{took:8.2f} {cpu:8.2f}  {name}")
 
     def _learn(self, sides: list[Side]) -> None:
-        """Note what the files took, for later runs."""
+        """Note what the files took, for later runs; not those of a kind of which a process died."""
+        outcomes: defaultdict[str, list[Outcome | None]] = defaultdict(list)
+        for side in sides:
+            outcomes[side.part.kind].append(side.outcome())
         for in_full in (True, False):
-            costs: defaultdict[str, Costs] = defaultdict(dict)
-            for side in sides:
-                kind = side.part.kind
-                outcome = side.outcome()
-                if outcome is None:
-                    continue
+            costs = {
                 # All tests of a file may be left to the full run.
-                costs[noted_as(kind)].update(
-                    (file, outcome.took.get(file, 0.0))
+                noted_as(kind): {
+                    file: sum(each.took.get(file, 0.0) for each in done if each is not None)
                     for file, number in json.loads(self._shares(kind).read_text()).items()
-                    if number == side.part.number
+                    if number != NOBODY
                     and self._is_full(kind, file) is in_full
                     and not self._is_left_out(kind, file)
-                )
+                }
+                for kind, done in outcomes.items()
+                if None not in done
+            }
             note_costs({kind: each for kind, each in costs.items() if each}, in_full)
 
 

@@ -110,15 +110,44 @@ def pytest_configure(config: pytest.Config) -> None:
         # gevent does it after the first fork only, and then never learns of a child that has ended
         # by then: who waits for it waits for ever.
         get_hub().loop.install_sigchld()
-    config.stash[share] = Share.taken()
+    config.stash[share] = mine = Share.taken()
+    if mine is not None:
+        config.pluginmanager.register(_FirstCome(mine))
     config.stash[summary] = os.environ.pop(SUMMARY, None)
     gc.disable()  # until all is collected, of which nothing is garbage
+
+
+class _FirstCome:
+    """Leave out the tests of a file that another process has begun.
+
+    A test is told which one follows, to keep the fixtures that both use: that is settled before.
+    """
+
+    def __init__(self, mine: Share) -> None:
+        self._mine = mine
+        self._begun = 0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Settle which test is the first one, and which follows it."""
+        for number in range(2):
+            self._settle(session.items, number)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """Settle which test follows the next one."""
+        self._begun += 1
+        self._settle(item.session.items, self._begun + 1)
+
+    def _settle(self, items: list[pytest.Item], number: int) -> None:
+        while len(items) > number and not self._mine.begin(items[number].path):
+            del items[number]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not even read the files of other processes."""
     mine = config.stash[share]
-    if mine is None or collection_path.suffix != ".py" or mine.has(collection_path):
+    if mine is None or collection_path.suffix != ".py" or mine.may_have(collection_path):
         return None
     return True
 
@@ -130,8 +159,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     out those that have one size.
     """
     if (mine := config.stash[share]) is not None:  # files that were named are read all the same
-        has = mine.has
-        _select(config, items, lambda item: has(item.path))
+        may_have, comes_last = mine.may_have, mine.comes_last
+        _select(config, items, lambda item: may_have(item.path))
+        items.sort(key=lambda item: comes_last(item.path))
     if served := SERVED.get(servers()):
         _select(config, items, partial(_uses_one_of, served))
     if not config.getoption("--full"):

@@ -1,6 +1,7 @@
 """The shares of the processes that run the tests together: whole files, by what each is known to take.
 
-The same files in the same number of shares are always divided in the same way, whatever the seed.
+The same files in the same number of shares are always divided in the same way, whatever the seed, but
+for the last ones: each is run by the process that comes to it first, so that all end at the same time.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from zlib import crc32
@@ -22,6 +23,11 @@ COSTS = Path(__file__).with_name("costs.json")
 SHARE = "GREENCONN_TEST_SHARE"
 #: The share of a file that no process runs.
 NOBODY = -1
+#: The share of a file that the process runs which comes to it first.
+ANYBODY = -2
+#: Which part of all seconds such files take together, and the most that each may take.
+LAST_PART = 0.25
+LONGEST_LAST = 5.0
 #: What may depend on the version of Python and on whether the process is patched: everything without
 #: a broker, and with one the contracts that all transports keep, and the ways in which a program
 #: publishes and consumes.
@@ -145,11 +151,15 @@ def note_costs(costs: Mapping[str, Costs], is_full: bool) -> None:
 def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
     """Give each file the number of one of *count* shares: the dearest first, where the least is added.
 
-    That is the emptiest share, or one whose process has the servers that the file's tests need.
+    That is the emptiest share, or one whose process has the servers that the file's tests need.  The
+    dearest of the short files that need none are anybody's.
     """
     took, started = [0.0] * count, [frozenset[Pattern]()] * count
-    numbers: Numbers = {}
-    for file in sorted(files, key=lambda file: (-costs.get(file, UNKNOWN), file)):
+    by_cost = sorted(files, key=lambda file: (-costs.get(file, UNKNOWN), file))
+    numbers: Numbers = dict.fromkeys(_last(by_cost, costs) if count > 1 else (), ANYBODY)
+    for file in by_cost:
+        if file in numbers:
+            continue
         needed, cost = servers_of(file), costs.get(file, UNKNOWN)
         with_it = [
             seconds + cost + sum(SERVERS[each] for each in needed - there)
@@ -158,6 +168,16 @@ def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
         number = numbers[file] = with_it.index(min(with_it))
         took[number], started[number] = with_it[number], started[number] | needed
     return numbers
+
+
+def _last(by_cost: list[str], costs: Costs) -> Iterator[str]:
+    """Choose the files that are anybody's."""
+    left = LAST_PART * seconds_of(by_cost, costs)
+    for file in by_cost:
+        cost = costs.get(file, UNKNOWN)
+        if cost <= min(LONGEST_LAST, left) and not servers_of(file):
+            left -= cost
+            yield file
 
 
 def servers_of(file: str) -> frozenset[Pattern]:
@@ -193,18 +213,53 @@ def seconds_of(files: Iterable[str], costs: Costs) -> float:
 
 @dataclass(frozen=True)
 class Share:
-    """What one process runs.  Files of which nobody knew are the first one's."""
+    """What one process runs.  Files of which nobody knew are the first one's.
+
+    The processes whose shares are in one file tell each other in a folder beside it what they have
+    begun of what is anybody's.
+    """
 
     number: int
     numbers: Numbers
+    begun: Path
+    _is_mine: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     def taken(cls) -> Share | None:
         """That of this process, which those that it starts do not inherit; None: it runs all."""
-        number, _, path = os.environ.pop(SHARE, "").partition(":")
-        return cls(int(number), json.loads(Path(path).read_text())) if path else None
+        number, _, name = os.environ.pop(SHARE, "").partition(":")
+        if not name:
+            return None
+        path = Path(name)
+        begun = path.with_name(f"{path.name}-begun")
+        begun.mkdir(exist_ok=True)
+        return cls(int(number), json.loads(path.read_text()), begun)
 
-    def has(self, path: Path) -> bool:
-        """Whether a file belongs to it."""
-        name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-        return self.numbers.get(name, 0) == self.number
+    def may_have(self, path: Path) -> bool:
+        """Return whether a file belongs to it, or to anybody."""
+        return self.numbers.get(_named(path), 0) in (self.number, ANYBODY)
+
+    def comes_last(self, path: Path) -> bool:
+        """Return whether a file is anybody's."""
+        return self.numbers.get(_named(path), 0) == ANYBODY
+
+    def begin(self, path: Path) -> bool:
+        """Return whether this process runs a file: it is its own, or no other one has begun it."""
+        name = _named(path)
+        if name not in self._is_mine:
+            self._is_mine[name] = (
+                self._is_first(name) if self.comes_last(path) else self.may_have(path)
+            )
+        return self._is_mine[name]
+
+    def _is_first(self, name: str) -> bool:
+        try:
+            (self.begun / name.replace("/", ":")).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def _named(path: Path) -> str:
+    """Return a file's path from the root."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from tests.shares import (
+    ANYBODY,
     CORE,
     OVER_IT,
+    SHARE,
+    Share,
     chosen_files,
     chosen_kind,
     depends_on_server,
+    divide,
     is_core,
     is_in_half,
     sample,
@@ -76,3 +81,31 @@ def test_each_seed_has_half_of_the_tests_and_some_seeds_have_all() -> None:
     halves = [{each for each in tests if is_in_half(each, seed)} for seed in range(20)]
     assert all(400 < len(half) < 600 for half in halves)
     assert set().union(*halves) == set(tests)
+
+
+def test_shares_are_even_and_what_is_anybodys_is_begun_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [f"tests/test_{number}.py" for number in range(100)]
+    costs = dict.fromkeys(files, 3.0) | {files[0]: 30.0}
+    numbers = divide(files, costs, 3)
+    assert numbers[files[0]] != ANYBODY
+    last = {file for file, number in numbers.items() if number == ANYBODY}
+    assert len(last) == 27  # a quarter of 327 seconds
+    took = [sum(costs[file] for file in files if numbers[file] == each) for each in range(3)]
+    assert max(took) - min(took) <= 3.0
+
+    written = tmp_path / "shares"
+    written.write_text(json.dumps(numbers))
+    shares = []
+    for number in range(3):
+        monkeypatch.setenv(SHARE, f"{number}:{written}")
+        share = Share.taken()
+        assert share is not None
+        shares.append(share)
+    for file in files:
+        mine = [share for share in shares if share.begin(ROOT / file)]
+        assert len(mine) == 1
+        assert mine[0].begin(ROOT / file)
+        assert all(share.may_have(ROOT / file) for share in (shares if file in last else mine))
+    assert divide(files, costs, 1) == dict.fromkeys(files, 0)
