@@ -214,6 +214,8 @@ def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
     if item.get_closest_marker("programs") or item.get_closest_marker("pure"):
         return True  # it runs in no patched process
     kind = "patched" if monkey.is_module_patched("socket") else "plain"
+    if config.getoption("--once") and "own_rabbitmq" in getattr(item, "fixturenames", ()):
+        return kind == "plain"  # the start of one takes as long as hundreds of tests
     return chosen_kind(file, config.getoption("randomly_seed")) == kind
 
 

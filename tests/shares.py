@@ -65,11 +65,12 @@ LEAST = 1.0
 #: One process more is worth it where at most this part of the longest time is left.
 GAIN = 0.85
 
-#: What one more process with a server of its own costs all of them, in seconds, for what the files
-#: whose tests use the server have in their text.  ``side`` is each transport in turn.
+#: By how many seconds a process must be busier before another one has such a server of its own too,
+#: for what the files whose tests use it have in their text.  ``side`` is each transport in turn.
+#: RabbitMQ takes ten seconds of a core to start: all that need one are kept in one process.
 SERVERS = {
-    re.compile(r"\bown_rabbitmq"): 25.0,
-    re.compile(r"\bmanaged_rabbitmq"): 30.0,
+    re.compile(r"\bown_rabbitmq"): 300.0,
+    re.compile(r"\bmanaged_rabbitmq"): 300.0,
     re.compile(r"\b(side|couchdb)"): 8.0,
     re.compile(r"\b(side|sqs)"): 6.0,
     re.compile(r"\b(side|mongodb)"): 5.0,
@@ -149,15 +150,15 @@ def note_costs(costs: Mapping[str, Costs], is_full: bool) -> None:
 
 
 def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
-    """Give each file the number of one of *count* shares: the dearest first, where the least is added.
+    """Give each file the number of one of *count* shares: what needs servers first, then the dearest.
 
-    That is the emptiest share, or one whose process has the servers that the file's tests need.  The
+    It is the emptiest share, or one whose process has the servers that the file's tests need.  The
     dearest of the short files that need none are anybody's.
     """
     took, started = [0.0] * count, [frozenset[Pattern]()] * count
     by_cost = sorted(files, key=lambda file: (-costs.get(file, UNKNOWN), file))
     numbers: Numbers = dict.fromkeys(_last(by_cost, costs) if count > 1 else (), ANYBODY)
-    for file in by_cost:
+    for file in sorted(by_cost, key=lambda file: -sum(SERVERS[each] for each in servers_of(file))):
         if file in numbers:
             continue
         needed, cost = servers_of(file), costs.get(file, UNKNOWN)
@@ -166,7 +167,7 @@ def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
             for seconds, there in zip(took, started, strict=True)
         ]
         number = numbers[file] = with_it.index(min(with_it))
-        took[number], started[number] = with_it[number], started[number] | needed
+        took[number], started[number] = took[number] + cost, started[number] | needed
     return numbers
 
 
