@@ -378,8 +378,9 @@ def test_an_idle_connection_that_was_closed_is_not_used(server: Start, web: Make
     peer = server(OK)
     mine = web(peer)
     ask(mine)
+    (idle,) = mine._pool._idle
     peer.drop()
-    gevent.sleep(0.01)
+    until(lambda: not idle.item.stream.is_open)
     assert ask(mine, "POST").body == b"ok"
     assert peer.accepted == 2
 
@@ -443,11 +444,15 @@ def test_the_response_to_a_killed_caller_is_dropped(server: Start, web: Make) ->
 
 
 def test_a_client_that_is_closed_ends_its_requests(server: Start, web: Make) -> None:
-    peer = server(silence)
+    asked = Event()
+
+    def reply(client: socket.socket, request: bytes) -> None:
+        asked.set()
+
+    peer = server(reply)
     mine = web(peer)
     caller = gevent.spawn(ask, mine, "POST")
-    assert peer.has_accepted.wait(WAIT)
-    gevent.sleep(0.01)
+    assert asked.wait(WAIT)
     mine.close()
     with pytest.raises(ConnectionAbortedError):
         caller.get(timeout=WAIT)
