@@ -28,7 +28,8 @@ slot waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from itertools import count
 from time import monotonic
@@ -436,6 +437,8 @@ class FairLock:
     A lock of gevent is free between its release and the turn of who waits for it, and a greenlet that
     takes it again at once keeps all others out for as long as it has something to do.  This one is
     handed over.  For one hub.
+
+    ``with lock.first():`` takes it before all that wait.
     """
 
     __slots__ = ("_is_held", "_waiting")
@@ -449,8 +452,23 @@ class FairLock:
         if not self._is_held:
             self._is_held = True
             return
+        self._wait(self._waiting.append)
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Take the lock before all that wait, and release it at the end.  May switch."""
+        if not self._is_held:
+            self._is_held = True
+        else:
+            self._wait(self._waiting.appendleft)
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _wait(self, enqueue: Callable[[Slot[None]], None]) -> None:
         slot: Slot[None] = Slot()
-        self._waiting.append(slot)
+        enqueue(slot)
         try:
             slot.wait(NEVER)
         except BaseException:

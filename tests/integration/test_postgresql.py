@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -244,6 +245,70 @@ def test_claims_without_a_reply_come_back_at_once(
         assert store.unconfirmed_claims() == [("", (0, number))]
         store.lost(LinkLost("cut"))
         until(lambda: Queue(unique)(connection).get() is not None, SOON)
+
+
+def test_the_lease_does_not_wait_for_what_is_asked_before(
+    postgresql_url: str, postgresql: Database
+) -> None:
+    """As where thousands of consumers start at once."""
+    with Connection(postgresql_url, transport_options={"lease": 3600.0}) as connection:
+        link: Any = connection.session.link()
+        store = link.store
+        order: list[str] = []
+
+        def call(name: str, statement: str) -> None:
+            store.session.call(store.session.fetch, statement)
+            order.append(name)
+
+        def renew() -> None:
+            store.renew(())
+            order.append("renewed")
+
+        store.session.call(store._register)
+        postgresql.execute("SELECT pg_advisory_lock(4715)")
+        calls: list[Any] = [gevent.spawn(call, "running", "SELECT pg_advisory_lock(4715)")]
+        wait = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        until(lambda: postgresql.execute(wait).fetchone() != (0,), SOON)
+        calls += [gevent.spawn(call, "waiting", "SELECT 1") for _ in range(3)]
+        calls.append(gevent.Greenlet.spawn(renew))
+        gevent.sleep(0)
+        postgresql.execute("SELECT pg_advisory_unlock(4715)")
+        gevent.joinall(calls, raise_error=True, timeout=SOON)
+        assert order == ["running", "renewed", *["waiting"] * 3]
+
+
+# -- consumers
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_of_exclusive_consumers_that_begin_at_once_one_may(
+    postgresql_url: str, postgresql: Database, unique: str, isolation: str
+) -> None:
+    with ExitStack() as stack:
+        stores: list[Any] = []
+        for _ in range(4):
+            connection = stack.enter_context(Connection(postgresql_url))
+            connection.default_channel.queue_declare(unique)
+            link: Any = connection.session.link()
+            stores.append(link.store)
+            session = link.store.session
+            session.call(session.fetch, f"SET default_transaction_isolation = '{isolation}'")
+            session.call(link.store._register)
+        # All wait for the queue, and have begun.
+        with postgresql.transaction():
+            postgresql.execute(f'SELECT 1 FROM "{unique}".queues FOR UPDATE')
+            begun = [
+                gevent.spawn(store.set_consumers, unique, 1, exclusive=True) for store in stores
+            ]
+            with psycopg.connect(postgresql_url.partition("?")[0], autocommit=True) as other:
+                wait = (
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE wait_event_type = 'Lock' AND query LIKE %s"
+                )
+                mark = f'%"{unique}".consume(%'
+                until(lambda: other.execute(wait, (mark,)).fetchone() == (len(stores),), SOON)
+        gevent.joinall(begun, raise_error=True, timeout=SOON)
+        assert [each.value for each in begun].count(True) == 1
 
 
 # -- the schema

@@ -55,7 +55,6 @@ from greenconn.transport.postgresql.connection import NotStored, Session, as_err
 from greenconn.transport.postgresql.messages import TransactionChannel, channel_of
 from greenconn.transport.postgresql.queues import (
     CHANNEL,
-    QueueRow,
     Queues,
     SharedTopology,
     announce,
@@ -540,32 +539,39 @@ class PostgresStore(Store):
         return count
 
     def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
-        return self.session.call(self._set_consumers, name, consumers, exclusive)
-
-    def _set_consumers(self, name: str, consumers: int, exclusive: bool) -> bool:
-        if not consumers and self._number is None:
+        if not consumers:
+            self.session.call(self._leave_queue, name)
             return True
+        return self.session.call(self._consume, name, consumers, exclusive)
+
+    def _consume(self, name: str, consumers: int, exclusive: bool) -> bool:
         self._register()
-        row = self._queues.set_consumers(name, consumers, exclusive)
-        if row is False and self._queues.remove_dead_rivals(name):
-            row = self._queues.set_consumers(name, consumers, exclusive)
-        if row is False:
+        row, is_accepted, due_in = self._queues.consume(name, consumers, exclusive)
+        if not is_accepted and self._queues.remove_dead_rivals(name):
+            row, is_accepted, due_in = self._queues.consume(name, consumers, exclusive)
+        if not is_accepted:
             return False
         if name in self._numbers:
             self._forget(self._numbers[name])
-        if isinstance(row, QueueRow):
-            if consumers:
-                self._has_entities = True
-                self._consumed[row.id] = name
-                self._numbers[name] = row.id
-                if row.policy.is_single_active:
-                    self._single.add(row.id)
-                if self.session.is_pooled and self._is_open:
-                    self._polls.start()
-                self._schedule(messages.next_due(self.session))
-            else:
-                self._schedule(row.policy.expires)
+        if row is not None:
+            self._has_entities = True
+            self._consumed[row.id] = name
+            self._numbers[name] = row.id
+            if row.policy.is_single_active:
+                self._single.add(row.id)
+            if self.session.is_pooled and self._is_open:
+                self._polls.start()
+            self._schedule(due_in)
         return True
+
+    def _leave_queue(self, name: str) -> None:
+        if self._number is None:
+            return
+        row = self._queues.leave(name)
+        if name in self._numbers:
+            self._forget(self._numbers[name])
+        if row is not None:
+            self._schedule(row.policy.expires)
 
     def other_consumers(self, name: str) -> int:
         return self.session.call(self._queues.other_consumers, name)
@@ -619,9 +625,9 @@ class PostgresStore(Store):
             self._armed.difference_update(full)
             self._followed.add(disarm(self.session, full, self.owner))
         # Once more, behind their arming: what is stored from then on notifies.
-        unarmed = {each: most for each, most in wanted.items() if most > 0}
-        for each in self._armed:
-            unarmed.pop(each, None)
+        unarmed = {
+            each: most for each, most in wanted.items() if most > 0 and each not in self._armed
+        }
         if unarmed:
             self._arm(unarmed.keys())
             claimed += self._take(unarmed)
@@ -733,7 +739,7 @@ class PostgresStore(Store):
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._number is None and not handles:
             return ()
-        return self.session.call(self._renew, handles)
+        return self.session.call(self._renew, handles, is_first=True)
 
     def _renew(self, handles: Sequence[messages.Handle]) -> Sequence[messages.Handle]:
         session, number = self.session, self._number

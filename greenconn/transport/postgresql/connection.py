@@ -421,7 +421,8 @@ class Session:
         self.prefix = f"{quoted(schema)}."
         #: SQL as it is written -> as it is sent.
         self._texts: dict[str, str] = {}
-        #: Acks and the renewal of the lease must not wait for as long as there is something to claim.
+        #: Acks must not wait for as long as there is something to claim, and the renewal of the lease
+        #: not for the start of thousands of consumers.
         self._lock = FairLock()
         self._connection: Connection | None = None
         #: That of all statements: the rows of one are fetched before the next one.
@@ -537,16 +538,16 @@ class Session:
 
     # -- statements
 
-    def call(self, function: Callable[..., T], *args: Any) -> T:
+    def call(self, function: Callable[..., T], *args: Any, is_first: bool = False) -> T:
         """Return ``function(*args)``, which calls :meth:`fetch`.  May switch.
 
-        Calls wait for each other in the order in which they came.
+        Calls wait for each other in the order in which they came, but for those that are *is_first*.
 
         Raises:
             LinkLost, LoginRefused, CannotUse, NotStored: instead of psycopg's own errors for that.
             psycopg.Error: the server refuses.
         """
-        with self._lock:
+        with self._lock.first() if is_first else self._lock:
             try:
                 for _ in range(RETRIES):
                     self._has_committed = False

@@ -585,15 +585,8 @@ def delete_orphans(session: Session) -> None:
     session.change(_DELETE_ORPHANS)
 
 
-#: Seconds until something comes by time; NULL: nothing does.
-_NEXT_DUE: Final = """extract(epoch FROM least(
-    (SELECT min(due) FROM greenconn.messages WHERE due IS NOT NULL),
-    (SELECT min(expires) FROM greenconn.messages
-        WHERE expires IS NOT NULL AND holder IS NULL AND due IS NULL),
-    (SELECT min(idle_until) FROM greenconn.queues WHERE idle_until IS NOT NULL)
-) - clock_timestamp())::float8"""
-_SURVEY: Final = f"""
-SELECT {_NEXT_DUE},
+_SURVEY: Final = """
+SELECT greenconn.next_due(),
 EXISTS (SELECT 1 FROM greenconn.links WHERE lease_until <= now() AND number <> %b),
 ARRAY (
     SELECT owner FROM greenconn.consumers WHERE owner <> %b
@@ -624,8 +617,9 @@ def survey(session: Session, own: int, owner: str) -> Survey:
 
 def next_due(session: Session) -> float | None:
     """Return the seconds until something comes by time; None: nothing does."""
-    ((seconds,),) = session.fetch(f"SELECT {_NEXT_DUE}")
-    return None if seconds is None else float(seconds)
+    seconds: float | None
+    ((seconds,),) = session.fetch("SELECT greenconn.next_due()")
+    return seconds
 
 
 #: libpq's PQTRANS_IDLE: there is no transaction.

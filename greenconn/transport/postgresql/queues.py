@@ -135,6 +135,24 @@ class QueueRow(NamedTuple):
     policy: QueuePolicy
 
 
+class Begun(NamedTuple):
+    """Whether a link may consume from a queue.
+
+    Attributes:
+        row: the queue; None: there is none.
+        is_accepted: the link may consume, unless there is no queue.
+        due_in: seconds until something comes by time; None: nothing does.
+    """
+
+    row: QueueRow | None
+    is_accepted: bool
+    due_in: float | None
+
+
+_CONSUME: Final = (
+    "CALL greenconn.consume(NULL, NULL, NULL, NULL, %b::text, %b::text, %b::int4, %b::boolean)"
+)
+
 #: The number of queues that a link consumes, and those of them with messages.
 _CONSUMED: Final = (
     "SELECT (SELECT count(*) FROM greenconn.consumers WHERE owner = %b), "
@@ -325,41 +343,30 @@ class Queues:
 
     # -- consumers
 
-    def set_consumers(self, name: str, count: int, exclusive: bool) -> QueueRow | bool:
-        """Note how many consumers the link has.
+    def consume(self, name: str, count: int, exclusive: bool) -> Begun:
+        """Note how many consumers the link has now, one at least.  Not within a transaction."""
+        ((number, text, accepted, due_in),) = self._session.fetch(
+            _CONSUME, (name, self._owner, count, exclusive)
+        )
+        row = None if number is None else self._row(number, name, text)
+        return Begun(row, accepted is not False, due_in)
 
-        Returns:
-            the queue; True: there is none, False: the link may not consume.
-        """
+    def leave(self, name: str) -> QueueRow | None:
+        """Note that the link has no consumers any more; return the queue, None: there is none."""
         row = self.row(name)
         if row is None:
-            return True
+            return None
         with self._session.transaction():
-            # Two links that begin at once would not see each other.
+            # One that begins at once would not see that this one has left.
             self._session.fetch(
                 "SELECT 1 FROM greenconn.queues WHERE id = %b FOR UPDATE", (row.id,)
             )
-            if count:
-                refused = self._session.fetch(
-                    "SELECT 1 FROM greenconn.consumers WHERE queue = %b AND owner <> %b "
-                    "AND (exclusive OR %b)",
-                    (row.id, self._owner, exclusive),
-                )
-                if refused:
-                    return False
-                self._session.change(
-                    "INSERT INTO greenconn.consumers (queue, owner, count, exclusive) "
-                    "VALUES (%b, %b, %b, %b) ON CONFLICT (queue, owner) "
-                    "DO UPDATE SET count = excluded.count",
-                    (row.id, self._owner, count, exclusive),
-                )
-            else:
-                removed = self._session.fetch(
-                    "DELETE FROM greenconn.consumers WHERE queue = %b AND owner = %b RETURNING armed",
-                    (row.id, self._owner),
-                )
+            removed = self._session.fetch(
+                "DELETE FROM greenconn.consumers WHERE queue = %b AND owner = %b RETURNING armed",
+                (row.id, self._owner),
+            )
             self.touch(row)
-        if not count and (row.policy.is_single_active or (2,) in removed):
+        if row.policy.is_single_active or (2,) in removed:
             # It is the next one's turn, or nothing has claimed what this one was notified of.
             announce_all(self._session, [row.id], self._owner)
         return row

@@ -223,9 +223,18 @@ CREATE FUNCTION greenconn.limits(operations jsonb) RETURNS jsonb LANGUAGE plpgsq
     END
 $$;
 """,
-    # The first two notify: see ``greenconn.transport.postgresql.queues``.  The last stores one message
-    # and notifies, in one round trip; after the commit.
+    # Those that announce notify: see ``greenconn.transport.postgresql.queues``.  ``put`` stores one
+    # message and notifies, and ``consume`` notes a consumer and looks for what comes by time, each in
+    # one round trip; after the commit.
     """
+CREATE FUNCTION greenconn.next_due() RETURNS float8 LANGUAGE sql AS $$
+    SELECT extract(epoch FROM least(
+        (SELECT min(due) FROM greenconn.messages WHERE due IS NOT NULL),
+        (SELECT min(expires) FROM greenconn.messages
+            WHERE expires IS NOT NULL AND holder IS NULL AND due IS NULL),
+        (SELECT min(idle_until) FROM greenconn.queues WHERE idle_until IS NOT NULL)
+    ) - clock_timestamp())::float8
+$$;
 CREATE FUNCTION greenconn.announce(numbers bigint[], link text) RETURNS bigint[] LANGUAGE plpgsql AS $$
     DECLARE
         notified text;
@@ -295,6 +304,32 @@ CREATE PROCEDURE greenconn.put(
         END IF;
     END
 $$;
+CREATE PROCEDURE greenconn.consume(
+    INOUT number bigint, INOUT declared text, INOUT accepted boolean, INOUT due_in float8,
+    target text, link text, consumers integer, alone boolean
+) LANGUAGE plpgsql AS $$
+    BEGIN
+        COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        -- Two links that begin at once would not see each other.
+        SELECT id, declaration INTO number, declared
+        FROM greenconn.queues WHERE name = target FOR UPDATE;
+        IF number IS NULL THEN
+            RETURN;
+        END IF;
+        accepted := NOT EXISTS (SELECT 1 FROM greenconn.consumers
+            WHERE queue = number AND owner <> link AND (exclusive OR alone));
+        IF NOT accepted THEN
+            RETURN;
+        END IF;
+        INSERT INTO greenconn.consumers (queue, owner, count, exclusive)
+        VALUES (number, link, consumers, alone)
+        ON CONFLICT (queue, owner) DO UPDATE SET count = excluded.count;
+        UPDATE greenconn.queues SET idle_until = NULL WHERE id = number AND idle_until IS NOT NULL;
+        COMMIT;
+        due_in := greenconn.next_due();
+    END
+$$;
 """,
 )
 
@@ -305,7 +340,8 @@ DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.b
     greenconn.exchanges, greenconn.messages, greenconn.queues, greenconn.migrations
 """,
     "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
-    "DROP PROCEDURE greenconn.put; DROP FUNCTION greenconn.announce_rest; "
+    "DROP PROCEDURE greenconn.consume; DROP PROCEDURE greenconn.put; "
+    "DROP FUNCTION greenconn.next_due; DROP FUNCTION greenconn.announce_rest; "
     "DROP FUNCTION greenconn.announce",
 )
 

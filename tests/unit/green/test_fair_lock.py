@@ -38,6 +38,26 @@ def test_order_is_that_of_asking() -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
+def test_who_is_first_takes_it_before_all_that_wait() -> None:
+    lock, order = FairLock(), []
+
+    def work(number: int) -> None:
+        with lock.first() if number < 0 else lock:
+            order.append(number)
+
+    with lock.first():
+        waiting = [gevent.spawn(work, number) for number in (0, 1, -1, 2, -2)]
+        gevent.sleep(0)
+        waiting[-1].kill()
+        assert order == []
+    gevent.joinall(waiting, timeout=5)
+    assert order == [-1, 0, 1, 2]
+    with pytest.raises(KeyError), lock.first():
+        raise KeyError
+    with lock.first():
+        pass
+
+
 @pytest.mark.parametrize("is_handed_over", [False, True])
 def test_who_is_killed_leaves_it_to_the_next(is_handed_over: bool) -> None:
     lock, order = FairLock(), []
