@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from greenconn.green import stream as connect
 from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql import schema
 from greenconn.transport.postgresql.connection import LinkLost, Session, parsed
+from greenconn.transport.postgresql.queues import announce, announce_all
 from tests.brokers.postgresql import LOGIN
 from tests.fix_postgresql import Database, PostgresServers
 from tests.fix_wires import until
@@ -245,6 +247,43 @@ def test_claims_without_a_reply_come_back_at_once(
         assert store.unconfirmed_claims() == [("", (0, number))]
         store.lost(LinkLost("cut"))
         until(lambda: Queue(unique)(connection).get() is not None, SOON)
+
+
+@pytest.mark.full
+def test_many_queues_of_one_link_are_announced_at_once(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    """Their numbers are longer than a notification may be."""
+    with Connection(postgresql_url) as connection, Connection(postgresql_url) as publishing:
+        publishing.connect()
+        postgresql.execute(f'ALTER TABLE "{unique}".queues ALTER id RESTART WITH {2**62}')
+        names = [f"q{number}" for number in range(450)]
+        declare = connection.default_channel.queue_declare
+        for name in names:
+            declare(name)
+        got: list[object] = []
+        consumers = [
+            greenconn.spawn_consumer(
+                name, lambda body, message: got.append(body), connection=connection
+            )
+            for name in names
+        ]
+        assert all(consumer.wait_ready(SOON) for consumer in consumers)
+        armed = f'SELECT count(*) FROM "{unique}".consumers WHERE armed = 1'
+        until(lambda: postgresql.execute(armed).fetchone() == (len(names),), SOON)
+
+        link, store = connection.session.link(), publishing.session.link().store
+        numbers = [each for (each,) in postgresql.execute(f'SELECT id FROM "{unique}".queues')]
+        for function in (announce, announce_all):
+            store.session.call(function, store.session, numbers, store.owner)
+            # All have looked again.
+            until(lambda: postgresql.execute(armed).fetchone() == (len(names),), SOON)
+        publish = partial(gevent.spawn, greenconn.publish, connection=publishing)
+        gevent.joinall([publish(name, name) for name in names], raise_error=True, timeout=SOON)
+        until(lambda: len(got) == len(names), SOON)
+        assert connection.session.link() is link
+        for consumer in consumers:
+            consumer.stop(0)
 
 
 def test_the_lease_does_not_wait_for_what_is_asked_before(

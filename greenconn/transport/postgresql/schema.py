@@ -263,7 +263,10 @@ CREATE FUNCTION greenconn.announce(numbers bigint[], link text) RETURNS bigint[]
                 UPDATE greenconn.consumers c SET armed = 2 FROM chosen
                 WHERE c.queue = chosen.id AND c.owner = chosen.owner RETURNING c.owner, c.queue
             )
-            SELECT owner, string_agg(queue::text, ' ') FROM woken GROUP BY owner
+            -- A notification has room for 7,999 bytes.
+            SELECT owner, string_agg(queue::text, ' ') FROM (
+                SELECT owner, queue, row_number() OVER (PARTITION BY owner) / 390 AS part FROM woken
+            ) AS parts GROUP BY owner, part
         LOOP
             PERFORM pg_notify('greenconn_' || notified, words);
         END LOOP;
