@@ -541,7 +541,8 @@ class Session:
     def call(self, function: Callable[..., T], *args: Any, is_first: bool = False) -> T:
         """Return ``function(*args)``, which calls :meth:`fetch`.  May switch.
 
-        Calls wait for each other in the order in which they came, but for those that are *is_first*.
+        Calls wait for each other in the order in which they came; one that *is_first* waits for none
+        that has not begun.
 
         Raises:
             LinkLost, LoginRefused, CannotUse, NotStored: instead of psycopg's own errors for that.

@@ -314,6 +314,8 @@ CREATE PROCEDURE greenconn.consume(
     BEGIN
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+        -- No consumer outlives the server.
+        SET LOCAL synchronous_commit = off;
         -- Two links that begin at once would not see each other.
         SELECT id, declaration INTO number, declared
         FROM greenconn.queues WHERE name = target FOR UPDATE;
