@@ -36,8 +36,7 @@ T = TypeVar("T")
 #: The beginning of the channel on which a link is notified; its owner follows.
 CHANNEL: Final = "greenconn_"
 
-#: Notifies all links that wait for one of some queues, except the own one.  A notification has room for
-#: 7,999 bytes.
+#: Notifies all links that wait for one of some queues, except the own one.
 _ANNOUNCE_ALL: Final = """
 WITH waiting AS MATERIALIZED (
     SELECT queue, owner FROM greenconn.consumers
@@ -48,9 +47,7 @@ WITH waiting AS MATERIALIZED (
     WHERE c.queue = w.queue AND c.owner = w.owner
     RETURNING c.owner, c.queue
 )
-SELECT pg_notify('greenconn_' || owner, string_agg(queue::text, ' ')) FROM (
-    SELECT owner, queue, row_number() OVER (PARTITION BY owner) / 390 AS part FROM woken
-) AS parts GROUP BY owner, part
+SELECT greenconn.notify(owner, array_agg(queue)) FROM woken GROUP BY owner
 """
 _ANNOUNCE_DUE: Final = """
 SELECT pg_notify('greenconn_' || owner, %b) FROM greenconn.consumers

@@ -235,10 +235,17 @@ CREATE FUNCTION greenconn.next_due() RETURNS float8 LANGUAGE sql AS $$
         (SELECT min(idle_until) FROM greenconn.queues WHERE idle_until IS NOT NULL)
     ) - clock_timestamp())::float8
 $$;
+CREATE FUNCTION greenconn.notify(link text, numbers bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        -- A notification has room for 7,999 bytes.
+        PERFORM pg_notify('greenconn_' || link, string_agg(number::text, ' '))
+        FROM unnest(numbers) WITH ORDINALITY AS named (number, place) GROUP BY place / 390;
+    END
+$$;
 CREATE FUNCTION greenconn.announce(numbers bigint[], link text) RETURNS bigint[] LANGUAGE plpgsql AS $$
     DECLARE
         notified text;
-        words text;
+        ready bigint[];
     BEGIN
         -- Nearly always none waits: consumers are busy.
         IF NOT EXISTS (SELECT 1 FROM greenconn.consumers
@@ -246,7 +253,7 @@ CREATE FUNCTION greenconn.announce(numbers bigint[], link text) RETURNS bigint[]
         THEN
             RETURN '{}';
         END IF;
-        FOR notified, words IN
+        FOR notified, ready IN
             WITH chosen AS MATERIALIZED (
                 SELECT q.id, waiting.owner FROM greenconn.queues q, LATERAL (
                     SELECT c.owner FROM greenconn.consumers c
@@ -263,12 +270,9 @@ CREATE FUNCTION greenconn.announce(numbers bigint[], link text) RETURNS bigint[]
                 UPDATE greenconn.consumers c SET armed = 2 FROM chosen
                 WHERE c.queue = chosen.id AND c.owner = chosen.owner RETURNING c.owner, c.queue
             )
-            -- A notification has room for 7,999 bytes.
-            SELECT owner, string_agg(queue::text, ' ') FROM (
-                SELECT owner, queue, row_number() OVER (PARTITION BY owner) / 390 AS part FROM woken
-            ) AS parts GROUP BY owner, part
+            SELECT owner, array_agg(queue) FROM woken GROUP BY owner
         LOOP
-            PERFORM pg_notify('greenconn_' || notified, words);
+            PERFORM greenconn.notify(notified, ready);
         END LOOP;
         RETURN ARRAY (SELECT DISTINCT c.queue
             FROM greenconn.consumers c JOIN greenconn.queues q ON q.id = c.queue
@@ -347,7 +351,7 @@ DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.b
     "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
     "DROP PROCEDURE greenconn.consume; DROP PROCEDURE greenconn.put; "
     "DROP FUNCTION greenconn.next_due; DROP FUNCTION greenconn.announce_rest; "
-    "DROP FUNCTION greenconn.announce",
+    "DROP FUNCTION greenconn.announce; DROP FUNCTION greenconn.notify",
 )
 
 #: The version of a schema that this version of the library uses.
