@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from zlib import crc32
 
@@ -181,6 +182,7 @@ def _last(by_cost: list[str], costs: Costs) -> Iterator[str]:
             yield file
 
 
+@cache
 def servers_of(file: str) -> frozenset[Pattern]:
     """Return which servers of their own process the tests of a file use."""
     path = ROOT / file
