@@ -187,9 +187,7 @@ class NativeThread(Generic[J]):
         if self._pool is None or self._last is not None:
             raise self._closed()
         slot: Slot[Any] = Slot()
-        self._pending.append((job, slot, on_left))
-        if not self._is_busy:
-            self._begin()
+        self._add((job, slot, on_left))
         try:
             return slot.wait(NEVER)
         except BaseException:
@@ -204,9 +202,7 @@ class NativeThread(Generic[J]):
         if it does anything else, and one that has ended drops it.
         """
         if self._pool is not None:
-            self._pending.append((job, None, then))
-            if not self._is_busy:
-                self._begin()
+            self._add((job, None, then))
 
     def join(self) -> None:
         """Wait until it has ended; it must be closed.  May switch."""
@@ -248,9 +244,16 @@ class NativeThread(Generic[J]):
 
     # -- in the hub
 
+    def _add(self, call: _Call[J]) -> None:
+        self._pending.append(call)
+        if not self._is_busy:
+            self._is_busy = True
+            # What else this turn of the hub wants goes with it: a consumer acknowledges and claims.
+            get_hub().loop.run_callback(self._begin)
+
     def _begin(self) -> None:
-        assert self._pool is not None
-        self._is_busy = True
+        if self._pool is None:
+            return  # in the child of a fork
         calls, self._pending = self._pending, deque()
         # There is never more than one task, so this does not wait.
         result: AsyncResult[Any] = self._pool.spawn(self._work, calls)
@@ -273,10 +276,11 @@ class NativeThread(Generic[J]):
                     slot.fail(error)
             elif (slot is None or not slot.offer(value)) and callback is not None:
                 callback(value)
-        self._is_busy = False  # what they posted comes first
-        if self._pending:
+        if self._pending:  # what they posted comes first
             self._begin()
-        elif self._last is not None:
+            return
+        self._is_busy = False
+        if self._last is not None:
             self._end()
 
     def _end(self) -> None:
