@@ -27,7 +27,7 @@ from greenconn.encoding import as_text, plain_text, safe_repr
 from greenconn.exceptions import (
     DecodeError,
 )
-from greenconn.jsoncodec import NestedTooDeeply, dumps, loads, object_hook
+from greenconn.jsoncodec import NestedTooDeeply, dumps, encode_body, loads, object_hook
 from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import decode_error
 from greenconn.serialization import loads as loads_body
@@ -118,6 +118,30 @@ def prepared(
         "headers": copied(headers) if headers else {},
         "properties": own,
     }
+
+
+def head_of(envelope: Envelope) -> str:
+    """Return an envelope without its body as JSON text.
+
+    Raises:
+        ValueError: a header or a property is nothing for JSON.
+    """
+    rest = {**envelope}
+    del rest["body"]
+    try:
+        return encode_body(rest)
+    except UNSENDABLE:
+        raise unsendable(envelope["headers"], envelope["properties"]) from None
+
+
+def joined(head: str, body: bytes) -> Envelope | None:
+    """Return the envelope of a text made by :func:`head_of`; None: it is no envelope."""
+    try:
+        envelope: Envelope = read_envelope(head)
+        envelope["body"] = body
+        return envelope
+    except (ValueError, TypeError, RecursionError):  # a stranger may have written it
+        return None
 
 
 def lifetime_of(expiration: Any) -> float:

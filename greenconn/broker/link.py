@@ -31,7 +31,7 @@ from greenconn.broker.consuming import (
 )
 from greenconn.broker.deliveries import Acknowledger, Handover, Leases
 from greenconn.broker.entities import Management
-from greenconn.broker.envelope import Envelope, TagMaker, level_of, lifetime_of
+from greenconn.broker.envelope import Envelope, TagMaker, head_of, level_of, lifetime_of
 from greenconn.broker.exchanges import (
     PREDECLARED,
     BrokerState,
@@ -713,8 +713,19 @@ class StoreLink(LeasedLink):
         tag, number = self.take_tag()
         return StoreDelivery(consumer.channel, tag, number, claimed, consumer)
 
-    def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
-        """Return a message on its way into *queues*.  May switch where a queue is not known."""
+    def entries(
+        self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0, head: str = ""
+    ) -> list[Entry]:
+        """Return a message on its way into *queues*.  May switch where a queue is not known.
+
+        Arguments:
+            head: of the entries, where it is known.
+
+        Raises:
+            ValueError: a header or a property is nothing for JSON.
+        """
+        if not head and self.store.keeps_body_apart:
+            head = head_of(envelope)
         properties = envelope["properties"]
         given = properties.get("priority")
         priority = level_of(given, HIGHEST) if given else 0
@@ -727,7 +738,7 @@ class StoreLink(LeasedLink):
             lifetime = own if ttl is None else ttl if own is None else min(own, ttl)
             highest = rules.max_priority
             level = priority if highest is None else min(priority, highest)
-            entries.append(Entry(queue, envelope, level, delay, lifetime))
+            entries.append(Entry(queue, envelope, level, delay, lifetime, head))
         return entries
 
     def is_alive(self, claimed: Claimed) -> bool:

@@ -105,6 +105,7 @@ class Entry(NamedTuple):
         priority: 0 is the lowest.
         delay: seconds before it may be claimed.
         lifetime: seconds until it need not be delivered any more; None: for ever.
+        head: the envelope without its body as JSON text, for a store that ``keeps_body_apart``.
     """
 
     queue: str
@@ -112,6 +113,7 @@ class Entry(NamedTuple):
     priority: int = 0
     delay: float = 0.0
     lifetime: float | None = None
+    head: str = ""
 
 
 class Claimed(NamedTuple):
@@ -221,6 +223,8 @@ class Store(ABC):
     settle_limit: ClassVar[int] = 100
     #: How bodies are stored; None: the store takes bytes.
     body_encoding: str | None = "base64"
+    #: Whether it stores the body as bytes, and the rest of the envelope as the text ``Entry.head``.
+    keeps_body_apart: ClassVar[bool] = False
     #: Whether a delayed copy takes the place of its message in one step: a process that ends in between
     #: leaves neither both nor none.
     replaces_at_once: ClassVar[bool] = False

@@ -560,6 +560,8 @@ class StoredResult:
             raise publisher.error(outcome, f"publishing to {route_text(exchange, routing_key)}")
 
 
+#: Kinds of messages that a channel remembers.
+KEPT: Final = 1024
 _ENTRY: Final = itemgetter(1)
 #: Bytes that a message takes beside its body, about.
 OVERHEAD: Final = 256
@@ -570,6 +572,13 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
 
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
+
+    def __init__(self, channel: StoreChannel[Any], link: StoreLink) -> None:
+        super().__init__(channel, link)
+        self._keeps_body_apart = link.store.keeps_body_apart
+        #: What messages that differ in their bodies only share, where the body is kept apart: their
+        #: envelope, and the head of their entries.
+        self._shared: dict[tuple[Any, ...], tuple[Envelope, str]] = {}
 
     def _put(
         self,
@@ -589,7 +598,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
         deadline: Deadline | None,
     ) -> Sequence[Entry] | None:
         size, headers = len(message["body"]), message["headers"]
-        if headers:
+        if headers and not self._keeps_body_apart:
             check_headers(headers)  # here, since the store takes those of others along
         if (
             exchange
@@ -616,30 +625,51 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
         link = self.link
         if isinstance(body, str):
             body = body.encode() if encoding == "utf-8" else encoded(body, encoding)
-        stored_as = link.store.body_encoding
-        properties = message["properties"]
+        content_type, properties = message["content-type"], message["properties"]
+        kind: tuple[Any, ...] | None = None
+        if self._keeps_body_apart and not headers and _is_usual(properties):
+            own = properties["delivery_mode"], properties["priority"]
+            kind = (exchange, routing_key, content_type, encoding, *own)
+            if kind in self._shared:
+                shared, head = self._shared[kind]
+                return link.entries({**shared, "body": body}, queues, head=head)
         info = {"exchange": exchange, "routing_key": routing_key}
         given = properties.get("delivery_info")
         if given:  # of a message that is sent on
             info = {**given, **info}
             info.pop("redelivered", None)
+        properties = {**properties, "delivery_info": info}
+        if not self._keeps_body_apart:  # as kombu reads it
+            stored_as = properties["body_encoding"] = link.store.body_encoding
+            properties["delivery_tag"] = link.tags.next().decode()
+            if stored_as:
+                body = b2a_base64(body, newline=False).decode()
         envelope = {
-            "body": b2a_base64(body, newline=False).decode() if stored_as else body,
+            "body": body,
             "content-encoding": encoding,
-            "content-type": message["content-type"],
+            "content-type": content_type,
             "headers": visible_headers(headers) if headers else headers,
-            "properties": {
-                **properties,
-                "body_encoding": stored_as,
-                "delivery_info": info,
-                "delivery_tag": link.tags.next().decode(),
-            },
+            "properties": properties,
         }
-        return link.entries(envelope, queues, delay_of(headers) if headers else 0.0)
+        entries = link.entries(envelope, queues, delay_of(headers) if headers else 0.0)
+        if kind is not None:
+            if len(self._shared) >= KEPT:
+                self._shared.clear()
+            self._shared[kind] = {**envelope, "body": b""}, entries[0].head
+        return entries
 
     def _begin_last_resort(self, queue: str) -> None:
         if not self.link.directory.is_there(queue):
             self.link.directory.declare(queue, Declaration(durable=True))
+
+
+def _is_usual(properties: Mapping[str, Any]) -> bool:
+    """Return whether there are a delivery mode and a priority, and nothing else."""
+    return (
+        len(properties) == 2
+        and properties.get("delivery_mode").__class__ is int
+        and properties.get("priority").__class__ is int
+    )
 
 
 class PutBatcher:

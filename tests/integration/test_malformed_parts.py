@@ -16,6 +16,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection
+from greenconn.broker.envelope import head_of
 from greenconn.broker.port import Entry
 from greenconn.transport.amqp.message import Outgoing
 from tests.fix_wires import until
@@ -122,10 +123,11 @@ def put(connection: Connection, queue: str, cases: list[dict[str, Any]]) -> None
             fields = [{"MessageBody": body}]
             assert not any(store.queues.get(queue).batch("SendMessageBatch", fields, retries=3))
         return
-    entries = [
-        Entry(queue, envelope_of(parts, number, store.body_encoding))
-        for number, parts in enumerate(cases)
-    ]
+    entries = []
+    for number, parts in enumerate(cases):
+        envelope = envelope_of(parts, number, store.body_encoding)
+        head = head_of(envelope) if store.keeps_body_apart else ""
+        entries.append(Entry(queue, envelope, head=head))
     assert not [error for entry in entries for error in store.put([entry]) if error is not None]
 
 

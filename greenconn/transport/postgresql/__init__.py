@@ -263,6 +263,7 @@ class PostgresStore(Store):
     settle_limit = 1000
     claim_limit = 100
     body_encoding = None
+    keeps_body_apart: ClassVar[bool] = True
     replaces_at_once: ClassVar[bool] = True
     topology: Topology
 

@@ -15,12 +15,11 @@ from contextlib import suppress
 from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from greenconn.broker.envelope import Envelope, mark_redelivered, read_envelope
+from greenconn.broker.envelope import joined, mark_redelivered
 from greenconn.broker.port import Claimed, Entry, NoQueue, QueueFull, Settlement, SettleRequest
 from greenconn.broker.publishing import CopyOutcomes, StoredResult, StorePublisher
 from greenconn.exceptions import PublishRefused
 from greenconn.green.deadline import Deadline
-from greenconn.jsoncodec import dumps
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection as SqlalchemyConnection
@@ -129,8 +128,8 @@ def put(
     if len(entries) == 1:
         (entry,) = entries
         lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
-        text, body = _written(entry.envelope), entry.envelope["body"]
-        values = (owner, entry.queue, entry.priority, entry.delay or None, lifetime, text, body)
+        parts = (entry.head, entry.envelope["body"])
+        values = (owner, entry.queue, entry.priority, entry.delay or None, lifetime, *parts)
         ((stored, others),) = session.fetch(_PUT_ALONE, values)
         if stored is not None:
             return PutResult([None], set(), [], earliest(entry.delay or None, lifetime), others)
@@ -168,13 +167,9 @@ def _put_all(
 
 def columns_of(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
     """Return queue, priority, delay, lifetime, envelope and body of messages to be stored."""
-    texts: dict[int, str] = {}  # by identity: one envelope may go into many queues
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
-    for queue, envelope, priority, delay, lifetime in entries:
-        text = texts.get(id(envelope))
-        if text is None:
-            text = texts[id(envelope)] = _written(envelope)
-        row = (queue, priority, delay or None, lifetime, text, envelope["body"])
+    for queue, envelope, priority, delay, lifetime, head in entries:
+        row = (queue, priority, delay or None, lifetime, head, envelope["body"])
         for column, value in zip(columns, row, strict=True):
             column.append(value)
     return columns
@@ -224,24 +219,10 @@ def _put_bounded(
 
 def _put_one(session: Session, queue: QueueRow, entry: Entry, holder: int | None = None) -> int:
     lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
-    text, body = _written(entry.envelope), entry.envelope["body"]
     times = (None, None) if holder else (entry.delay or None, lifetime)
-    values = (queue.id, holder, entry.priority, *times, text, body)
+    values = (queue.id, holder, entry.priority, *times, entry.head, entry.envelope["body"])
     ((id,),) = session.fetch(_PUT_ONE, values)
     return int(id)
-
-
-def _written(envelope: Envelope) -> str:
-    return dumps({**envelope, "body": None})
-
-
-def _read(text: str, body: bytes) -> Envelope | None:
-    try:
-        envelope: Envelope = read_envelope(text)
-        envelope["body"] = body
-        return envelope
-    except (ValueError, TypeError, RecursionError):  # a stranger may have written it
-        return None
 
 
 # -- taking
@@ -351,7 +332,7 @@ def _claimed(
         queue = known.get(number)
         if queue is None:
             continue  # it was deleted meanwhile, and this goes with the lease
-        envelope = _read(text, body)
+        envelope = joined(text, body)
         if redelivered and envelope is not None:
             with suppress(Exception):  # a stranger's may be of any form
                 mark_redelivered(envelope)

@@ -498,11 +498,12 @@ class RedisSettler:
         keys = commands.keys
         args: list[Any] = []
         for each in requests:
-            ((queue, envelope, _, delay, _),) = each.entries
+            (entry,) = each.entries
+            queue = entry.queue
             declaration = keys.queue(queue) if self._queues.may_end(queue) else None
-            raw = dumps(envelope).encode()
-            text = delayed_text(list_of(keys, queue, envelope), declaration, raw)
-            args += [each.message.handle, round(delay * 1000), text]
+            raw = dumps(entry.envelope).encode()
+            text = delayed_text(list_of(keys, queue, entry.envelope), declaration, raw)
+            args += [each.message.handle, round(entry.delay * 1000), text]
         soonest = min(each.entries[0].delay for each in requests)
 
         def deferred(reply: Any) -> None:

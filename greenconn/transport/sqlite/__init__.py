@@ -148,6 +148,7 @@ class SqliteStore(Store):
     settle_limit = 1000
     claim_limit = 256
     body_encoding = None
+    keeps_body_apart: ClassVar[bool] = True
     replaces_at_once: ClassVar[bool] = True
     topology: Topology
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from time import time
 from typing import Any, Final, NamedTuple
 
-from greenconn.broker.envelope import Envelope, mark_redelivered, read_envelope
+from greenconn.broker.envelope import joined, mark_redelivered, read_envelope
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -137,19 +137,15 @@ class _Storing:
         self.next_at: float | None = None
         #: Bounded queue -> its waiting messages, and the bytes of their bodies where these are bounded.
         self._waiting: dict[int, tuple[int, int]] = {}
-        #: By identity: one envelope may go into many queues.
-        self._texts: dict[int, tuple[str, bytes]] = {}
 
     def add(self, entry: Entry, queue: QueueRow) -> Exception | None:
         """Store an entry; or why not."""
-        text = self._texts.get(id(entry.envelope))
-        if text is None:
-            text = self._texts[id(entry.envelope)] = _written(entry.envelope)
+        body = entry.envelope["body"]
         if queue.policy.is_bounded:
-            refusal = self._make_room(queue, len(text[1]))
+            refusal = self._make_room(queue, len(body))
             if refusal is not None:
                 if queue.policy.overflow == "reject-publish-dlx":
-                    self._give_up(queue, entry, text)
+                    self._give_up(queue, entry)
                 return refusal
         at = self._now + entry.delay if entry.delay else None
         expires = None if entry.lifetime is None else (at or self._now) + entry.lifetime
@@ -158,8 +154,8 @@ class _Storing:
         state = READY if at is None else DELAYED
         if state == READY and queue.id in self._waiting:
             count, total = self._waiting[queue.id]
-            self._waiting[queue.id] = (count + 1, total + len(text[1]))
-        self._rows.append((queue.id, state, entry.priority, at, expires, *text))
+            self._waiting[queue.id] = (count + 1, total + len(body))
+        self._rows.append((queue.id, state, entry.priority, at, expires, entry.head, body))
         return None
 
     def flush(self) -> None:
@@ -172,16 +168,17 @@ class _Storing:
                 values,
             )
 
-    def _give_up(self, queue: QueueRow, entry: Entry, text: tuple[str, bytes]) -> None:
+    def _give_up(self, queue: QueueRow, entry: Entry) -> None:
         """Let a refused message be a dead letter: it is stored as one that was claimed."""
         until = self._now + self._claim.lease
+        claim, body = self._claim.number, entry.envelope["body"]
         number = self._db.execute(
             "INSERT INTO messages (queue, state, priority, at, claim, envelope, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (queue.id, HELD, entry.priority, until, self._claim.number, *text),
+            (queue.id, HELD, entry.priority, until, claim, entry.head, body),
         ).lastrowid
         assert number is not None
-        handle = Handle(number, self._claim.number)
+        handle = Handle(number, claim)
         self.dead.append(Claimed(queue.name, entry.envelope, handle, dead="maxlen"))
 
     def _make_room(self, queue: QueueRow, size: int) -> Exception | None:
@@ -252,19 +249,6 @@ def follow_up(
         marks, values = in_list(chunk)
         db.execute(f"UPDATE consumers SET armed = 0 WHERE armed = 2 AND queue IN {marks}", values)
     return wake_one(db, left, owner)
-
-
-def _written(envelope: Envelope) -> tuple[str, bytes]:
-    return dumps({**envelope, "body": None}), envelope["body"]
-
-
-def _read(text: str, body: bytes) -> Envelope | None:
-    try:
-        envelope: Envelope = read_envelope(text)
-        envelope["body"] = body
-        return envelope
-    except (ValueError, TypeError, RecursionError):  # a stranger may have written it
-        return None
 
 
 # -- taking
@@ -352,7 +336,7 @@ def _take(
     rows = db.execute(_TAKE, (queue.id, most)).fetchall()
     _hold(db, [row[0] for row in rows], how)
     return [
-        Claimed(queue.name, _read(text, body), Handle(id, how.number), deliveries, body, dead)
+        Claimed(queue.name, joined(text, body), Handle(id, how.number), deliveries, body, dead)
         for id, text, body, deliveries in rows
     ]
 
@@ -397,7 +381,7 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
     return [
         Claimed(
             queues.of(db, queue).name,
-            _read(text, body),
+            joined(text, body),
             Handle(id, how.number),
             deliveries,
             body,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from greenconn import Connection
 from greenconn.broker.consuming import StoreDelivery
-from greenconn.broker.envelope import Base64
+from greenconn.broker.envelope import Base64, joined
 from greenconn.broker.port import Claimed
 from greenconn.broker.queues import Declaration, is_name
 from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, encoders
@@ -31,7 +31,6 @@ from greenconn.transport.mongodb import client as mongodb
 from greenconn.transport.redis.envelope import Delivery as RedisDelivery
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.settling import priority_of, read_held
-from greenconn.transport.sqlite import messages as sqlite
 from greenconn.transport.SQS import store as sqs
 from greenconn.url import (
     BrokerURL,
@@ -302,7 +301,7 @@ def store_envelopes(raw: bytes) -> None:
     """The same for what the stores read: an envelope, or nothing."""
     text = raw.decode("latin-1")
     read = [
-        sqlite._read(text, b"body"),
+        joined(text, b"body"),
         beanstalk._envelope(raw),
         couchdb._envelope({"payload": text}),
         mongodb.claimed_of({"_id": 1, "payload": raw}, 1, "q").envelope,

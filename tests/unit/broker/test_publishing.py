@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from unittest.mock import patch
 
@@ -221,6 +222,46 @@ def test_bodies_as_text(
     bodies = [entry.envelope["body"] for entry in put(fake_broker)]
     assert bodies == ["eA==", "w6k="]
     assert put(fake_broker)[0].envelope["properties"]["body_encoding"] == "base64"
+
+
+def test_the_head_of_a_message_whose_body_is_kept_apart(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeStore, "keeps_body_apart", True)
+    channel = channel_to_q(connect)
+    channel.queue_declare("other")
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"delivery_mode": 2, "priority": 0}, {}, "q"),
+        ({"delivery_mode": 2, "priority": 0}, {}, "q"),
+        ({"priority": 2, "delivery_mode": 0}, {}, "q"),
+        ({"delivery_mode": 2, "priority": 0}, {}, "other"),
+        ({"delivery_mode": 2, "priority": False}, {}, "q"),
+        ({"delivery_mode": 2, "priority": 0}, {"h": "\ud800"}, "q"),
+        ({"delivery_mode": 2, "priority": 0, "expiration": "9000"}, {}, "q"),
+    ]
+    for number, (properties, headers, queue) in enumerate(cases):
+        message = channel.prepare_message(str(number), None, "a/b", None, headers, properties)
+        channel.basic_publish(message, "", queue)
+    stored = put(fake_broker)
+    for number, (entry, case) in enumerate(zip(stored, cases, strict=True)):
+        info = {"exchange": "", "routing_key": case[2]}
+        assert entry.envelope["body"] == b"%d" % number
+        head = json.loads(entry.head)
+        assert head == {
+            "content-type": "a/b",
+            "content-encoding": "utf-8",
+            "headers": case[1],
+            "properties": {**case[0], "delivery_info": info},
+        }
+        assert head["properties"]["priority"].__class__ is case[0]["priority"].__class__
+        assert entry.envelope == {**head, "body": entry.envelope["body"]}
+    assert stored[0].head is stored[1].head
+    for headers, properties in (({"h": object()}, {}), ({}, {"p": object()})):
+        message = channel.prepare_message("x", headers=headers, properties=properties)
+        with pytest.raises(
+            ValueError, match=r"'[hp]': a value of type object cannot be sent as JSON"
+        ):
+            channel.basic_publish(message, "", "q")
 
 
 @pytest.mark.parametrize(("given", "delay"), [(1500, 1.5), ("20", 0.02), (-5, 0.0), (None, 0.0)])
