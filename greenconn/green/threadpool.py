@@ -246,8 +246,12 @@ class NativeThread(Generic[J]):
 
     def _add(self, call: _Call[J]) -> None:
         self._pending.append(call)
-        if not self._is_busy:
-            self._is_busy = True
+        if self._is_busy:
+            return
+        self._is_busy = True
+        if self._is_alone:
+            self._begin()
+        else:
             # What else this turn of the hub wants goes with it: a consumer acknowledges and claims.
             get_hub().loop.run_callback(self._begin)
 

@@ -100,6 +100,28 @@ def test_what_waits_is_done_together_and_in_order(work: Work) -> None:
     assert done == list(range(10))
 
 
+def test_what_one_turn_of_the_hub_wants_is_done_together(work: Work) -> None:
+    callers = [gevent.spawn(work.worker.call, partial(int, n)) for n in range(3)]
+    gevent.sleep(0)
+    work.worker.post(partial(int, 3), print)
+    gevent.joinall(callers, raise_error=True)
+    assert work.sizes == [4]
+    assert [caller.get() for caller in callers] == [0, 1, 2]
+
+
+def test_a_child_does_nothing_of_what_its_parent_has_not_begun(work: Work) -> None:
+    done: list[int] = []
+    work.worker.post(partial(done.append, 1), print)
+
+    def is_left() -> bool:
+        gevent.reinit()
+        gevent.sleep(0.01)
+        return not done
+
+    assert holds_in_child(is_left)
+    assert work.worker.call(lambda: done) == [1]
+
+
 def test_each_gets_its_own_outcome(work: Work) -> None:
     def fail() -> None:
         raise LookupError("this one")
