@@ -40,7 +40,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from greenconn.abc import Sink
-from greenconn.broker.envelope import Contents, Delivery, Envelope, contents_in
+from greenconn.broker.envelope import Contents, Delivery, Envelope, contents_in, contents_of_head
 from greenconn.broker.errors import Method, in_exclusive_use
 from greenconn.broker.port import Claimed
 from greenconn.broker.settlements import DELIVERY_COUNT
@@ -946,7 +946,12 @@ class StoreDelivery(Delivery):
         return self._claimed.deliveries
 
     def _contents(self) -> Contents:
-        properties, headers, *others = contents_in(self._claimed.envelope)
+        stored = self._claimed.stored
+        properties, headers, *others = (
+            contents_of_head(stored, self._claimed.raw)
+            if isinstance(stored, str)
+            else contents_in(stored)
+        )
         if self._claimed.deliveries:
             headers = {**headers, DELIVERY_COUNT: self._claimed.deliveries}
         return properties, headers, *others

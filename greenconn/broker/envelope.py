@@ -207,6 +207,26 @@ def _usual_contents(raw: bytes) -> Contents | None:
     return properties, found.headers or {}, found.content_type, found.content_encoding, found.body
 
 
+def contents_of_head(head: str, body: bytes) -> Contents:
+    """Open an envelope of which the body is kept apart.
+
+    Raises:
+        DecodeError: it is not JSON, or is not what an envelope must be.
+    """
+    if "__type__" not in head and "\\" not in head:  # what may stand for a typed value
+        try:
+            found = _decode_usual(head)
+        except Exception:  # that of older versions is no ValueError
+            return contents_in(joined(head, body))
+        properties = found.properties
+        if properties.get("delivery_info").__class__ is dict and not properties.get(
+            "body_encoding"
+        ):
+            headers, kind, encoding = found.headers, found.content_type, found.content_encoding
+            return properties, headers or {}, kind, encoding, body
+    return contents_in(joined(head, body))
+
+
 class UnreadableBody(DecodeError):
     """The body of an envelope cannot be read.
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 
-from greenconn.broker.envelope import Delivery, Envelope
+from greenconn.broker.envelope import Delivery, Envelope, joined
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 
@@ -121,10 +121,11 @@ class Claimed(NamedTuple):
 
     Attributes:
         queue: where it was.
-        envelope: what was stored; None where that cannot be read, and ``raw`` is all there is.
+        stored: the envelope, or its head as text, which is read when it is needed; None where there is
+            none to read, and ``raw`` is all there is.
         handle: what the store wants to see again when it is settled or renewed.
         deliveries: how often it was claimed before, as far as the store can tell.
-        raw: what could not be read.
+        raw: what could not be read, or the body to a head.
         dead: why the store gives it up (``expired``, ``maxlen``): it is not delivered, but goes to
             the dead-letter exchange of its queue, if there is one.  Such may be of queues that were
             not asked for.
@@ -133,12 +134,18 @@ class Claimed(NamedTuple):
     """
 
     queue: str
-    envelope: Envelope | None
+    stored: Envelope | str | None
     handle: Any
     deliveries: int = 0
     raw: bytes = b""
     dead: str | None = None
     waiting: int | None = None
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """The envelope; None where it cannot be read."""
+        stored = self.stored
+        return joined(stored, self.raw) if isinstance(stored, str) else stored
 
 
 class Settlement(Enum):

@@ -332,13 +332,14 @@ def _claimed(
         queue = known.get(number)
         if queue is None:
             continue  # it was deleted meanwhile, and this goes with the lease
-        envelope = joined(text, body)
-        if redelivered and envelope is not None:
+        stored: Envelope | str | None = text
+        if redelivered:
+            stored = joined(text, body)
             with suppress(Exception):  # a stranger's may be of any form
-                mark_redelivered(envelope)
+                mark_redelivered(stored)
         reason = dead or ("expired" if has_expired else None)
         handle = Handle(id, holder)
-        claimed.append(Claimed(queue.name, envelope, handle, deliveries, body, reason))
+        claimed.append(Claimed(queue.name, stored, handle, deliveries, body, reason))
     return claimed
 
 

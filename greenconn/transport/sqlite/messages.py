@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from time import time
 from typing import Any, Final, NamedTuple
 
-from greenconn.broker.envelope import joined, mark_redelivered, read_envelope
+from greenconn.broker.envelope import mark_redelivered, read_envelope
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -336,7 +336,7 @@ def _take(
     rows = db.execute(_TAKE, (queue.id, most)).fetchall()
     _hold(db, [row[0] for row in rows], how)
     return [
-        Claimed(queue.name, joined(text, body), Handle(id, how.number), deliveries, body, dead)
+        Claimed(queue.name, text, Handle(id, how.number), deliveries, body, dead)
         for id, text, body, deliveries in rows
     ]
 
@@ -381,7 +381,7 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
     return [
         Claimed(
             queues.of(db, queue).name,
-            joined(text, body),
+            text,
             Handle(id, how.number),
             deliveries,
             body,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from greenconn import Connection
 from greenconn.broker.consuming import StoreDelivery
-from greenconn.broker.envelope import Base64, joined
+from greenconn.broker.envelope import Base64
 from greenconn.broker.port import Claimed
 from greenconn.broker.queues import Declaration, is_name
 from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, encoders
@@ -300,17 +300,18 @@ def redis_envelopes(raw: bytes) -> None:
 def store_envelopes(raw: bytes) -> None:
     """The same for what the stores read: an envelope, or nothing."""
     text = raw.decode("latin-1")
-    read = [
-        joined(text, b"body"),
+    stored = [
+        text,
         beanstalk._envelope(raw),
         couchdb._envelope({"payload": text}),
         mongodb.claimed_of({"_id": 1, "payload": raw}, 1, "q").envelope,
         sqs._envelope(text),
     ]
     channel: Any = _Channel()
-    for envelope in read:
-        assert envelope is None or isinstance(envelope, dict)
-        read_all(StoreDelivery(channel, "tag", 1, Claimed("q", envelope, 1, 0, raw)))
+    for each in stored:
+        claimed = Claimed("q", each, 1, 0, raw)
+        assert claimed.envelope is None or isinstance(claimed.envelope, dict)
+        read_all(StoreDelivery(channel, "tag", 1, claimed))
 
 
 class _Virtual(_Channel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.broker import envelope as virtual
-from greenconn.broker.envelope import contents_in
+from greenconn.broker.envelope import contents_in, contents_of_head, joined
 from greenconn.compression import compress
 from greenconn.exceptions import DecodeError
 from greenconn.jsoncodec import dumps, loads
@@ -184,6 +185,20 @@ def test_what_is_opened_at_once_is_the_same_as_in_steps(
     at_once = virtual._usual_contents(raw)
     if at_once is not None:
         assert repr(at_once) == repr(contents_in(loads(raw)))
+    del found["body"]
+    head = json.dumps(found, ensure_ascii=ensure_ascii)
+    assert _outcome(contents_of_head, head, b"QQ==") == _outcome(_in_steps, head, b"QQ==")
+
+
+def _in_steps(head: str, body: bytes) -> Any:
+    return contents_in(joined(head, body))
+
+
+def _outcome(function: Callable[[str, bytes], Any], head: str, body: bytes) -> str:
+    try:
+        return repr(function(head, body))
+    except DecodeError as exc:
+        return repr(exc)
 
 
 @pytest.mark.parametrize(
