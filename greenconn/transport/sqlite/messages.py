@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
 from time import time
 from typing import Any, Final, NamedTuple
 
@@ -41,7 +42,10 @@ from greenconn.transport.sqlite.queues import (
     wake_one,
 )
 
-READY, DELAYED, HELD = range(3)
+READY, HELD, DELAYED = range(3)
+#: What stands in ``at`` and in ``claim`` where there is none.
+NEVER: Final = 1e300
+UNCLAIMED: Final = -(2**62)
 
 #: Messages that are counted for ``basic_get``.
 COUNTED: Final = 1000
@@ -51,6 +55,11 @@ MOST_DEAD: Final = 100
 
 #: Messages that one statement stores; a power of two.
 STORED: Final = 64
+#: The columns of rows by their number: the first are those of a message that waits, and does not end.
+_COLUMNS: Final = {
+    3: "queue, envelope, body",
+    7: "queue, envelope, body, state, priority, at, expires",
+}
 _TAKE: Final = (
     "SELECT id, envelope, body, deliveries FROM messages WHERE queue = ? AND state = 0 "
     "ORDER BY priority DESC, id LIMIT ?"
@@ -147,26 +156,25 @@ class _Storing:
                 if queue.policy.overflow == "reject-publish-dlx":
                     self._give_up(queue, entry)
                 return refusal
-        at = self._now + entry.delay if entry.delay else None
-        expires = None if entry.lifetime is None else (at or self._now) + entry.lifetime
-        if at is not None or expires is not None:
-            self.next_at = earliest(self.next_at, at, expires)
-        state = READY if at is None else DELAYED
-        if state == READY and queue.id in self._waiting:
+        if not entry.delay and queue.id in self._waiting:
             count, total = self._waiting[queue.id]
             self._waiting[queue.id] = (count + 1, total + len(body))
-        self._rows.append((queue.id, state, entry.priority, at, expires, entry.head, body))
+        row: tuple[Any, ...] = (queue.id, entry.head, body)
+        if entry.priority or entry.delay or entry.lifetime is not None:
+            at = self._now + entry.delay if entry.delay else None
+            expires = None if entry.lifetime is None else (at or self._now) + entry.lifetime
+            self.next_at = earliest(self.next_at, at, expires)
+            times = (READY, entry.priority, NEVER) if at is None else (DELAYED, entry.priority, at)
+            row += (*times, expires)
+        self._rows.append(row)
         return None
 
     def flush(self) -> None:
         """Write what was added."""
         rows, self._rows = self._rows, []
-        for marks, values in rows_of(rows, STORED):
-            self._db.execute(
-                "INSERT INTO messages (queue, state, priority, at, expires, envelope, body) "
-                f"VALUES {marks}",
-                values,
-            )
+        for width, alike in groupby(rows, len):
+            for marks, values in rows_of(list(alike), STORED):
+                self._db.execute(f"INSERT INTO messages ({_COLUMNS[width]}) VALUES {marks}", values)
 
     def _give_up(self, queue: QueueRow, entry: Entry) -> None:
         """Let a refused message be a dead letter: it is stored as one that was claimed."""
@@ -346,7 +354,7 @@ def _hold(db: sqlite3.Connection, ids: Sequence[int], how: Claim) -> None:
     for chunk in chunks(ids):
         marks, values = in_list(chunk)
         db.execute(
-            "UPDATE messages SET state = 2, at = ?, claim = ?, deliveries = deliveries + 1 "
+            "UPDATE messages SET state = 1, at = ?, claim = ?, deliveries = deliveries + 1 "
             f"WHERE id IN {marks}",
             (until, how.number, *values),
         )
@@ -363,10 +371,18 @@ def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
 def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int], Pipes]:
     """Make due messages claimable; return their queues, and the links to notify."""
     # Not DISTINCT: SQLite would walk all messages in the order of their queues for it.
-    due = {queue for (queue,) in db.execute("SELECT queue FROM messages WHERE at <= ?", (now,))}
+    due = {
+        queue
+        for (queue,) in db.execute(
+            "SELECT queue FROM messages WHERE state != 0 AND at <= ?", (now,)
+        )
+    }
     if not due:
         return due, {}
-    db.execute("UPDATE messages SET state = 0, at = NULL, claim = NULL WHERE at <= ?", (now,))
+    db.execute(
+        "UPDATE messages SET state = 0, at = ?, claim = ? WHERE state != 0 AND at <= ?",
+        (NEVER, UNCLAIMED, now),
+    )
     return due, wake_all(db, due, owner)
 
 
@@ -394,7 +410,7 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
 def next_time(db: sqlite3.Connection) -> float | None:
     """Return the time at which the next message becomes due or expires."""
     (at, expires, idle_until) = db.execute(
-        "SELECT (SELECT at FROM messages WHERE at IS NOT NULL ORDER BY at LIMIT 1), "
+        "SELECT (SELECT at FROM messages WHERE state != 0 ORDER BY at LIMIT 1), "
         "(SELECT expires FROM messages WHERE expires IS NOT NULL AND state = 0 "
         "ORDER BY expires LIMIT 1), "
         "(SELECT min(idle_until) FROM queues WHERE idle_until IS NOT NULL)"
@@ -462,7 +478,7 @@ def _requeue(
     next_at: float | None = None
     for (delay, is_unseen, is_unhandled), handles in back.items():
         at = now + delay if delay else None
-        state = READY if at is None else DELAYED
+        until = (READY, NEVER) if at is None else (DELAYED, at)
         next_at = earliest(next_at, at)
         for number, marks, values in _by_claim(handles):
             where = f"WHERE claim = ? AND id IN {marks}"
@@ -471,9 +487,9 @@ def _requeue(
             if is_unhandled:
                 _mark_redelivered(db, where, (number, *values))
             db.execute(
-                "UPDATE messages SET state = ?, at = ?, claim = NULL, deliveries = deliveries - ? "
+                "UPDATE messages SET state = ?, at = ?, claim = ?, deliveries = deliveries - ? "
                 + where,
-                (state, at, is_unseen or is_unhandled, number, *values),
+                (*until, UNCLAIMED, is_unseen or is_unhandled, number, *values),
             )
     return returned, next_at
 

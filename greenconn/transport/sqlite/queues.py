@@ -2,9 +2,13 @@
 
 All times are seconds of the machine's clock, since they are compared between processes.
 
-``messages.state``: 0 for a waiting message, 1 for one that must not be delivered before ``at``, 2 for
-one that is claimed until ``at``.  ``claim`` tells two claims of one message apart, so that a late
+``messages.state``: 0 for a waiting message, 1 for one that is claimed until ``at``, 2 for one that must
+not be delivered before ``at``.  ``claim`` tells two claims of one message apart, so that a late
 settlement changes nothing.
+
+A claim must not change how many bytes a row takes: else SQLite writes the whole row anew, with a body of
+any size, where it would write a few bytes in their places.  Of integers, 0 and 1 take no byte, and large
+ones 8, as a number with a fraction; so ``at`` and ``claim`` have such values where they mean nothing.
 
 ``consumers.armed``: 1 where its link found nothing and waits to be notified.  It is set in the
 transaction that found nothing, so that a process that stores a message afterwards sees it.  2 where it
@@ -53,17 +57,17 @@ CREATE INDEX queues_by_owner ON queues (owner) WHERE owner IS NOT NULL;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    at REAL,
+    state INTEGER NOT NULL DEFAULT 0,
+    priority INTEGER NOT NULL DEFAULT 0,
+    at REAL NOT NULL DEFAULT 1e300,
     expires REAL,
     deliveries INTEGER NOT NULL DEFAULT 0,
-    claim INTEGER,
+    claim INTEGER NOT NULL DEFAULT -4611686018427387904,
     envelope TEXT NOT NULL,
     body BLOB NOT NULL
 );
 CREATE INDEX messages_in_order ON messages (queue, state, priority DESC, id);
-CREATE INDEX messages_by_time ON messages (at) WHERE at IS NOT NULL;
+CREATE INDEX messages_by_time ON messages (at) WHERE state != 0;
 CREATE INDEX messages_by_death ON messages (expires) WHERE expires IS NOT NULL;
 CREATE TABLE exchanges (
     name TEXT PRIMARY KEY,
@@ -558,7 +562,7 @@ class Queues:
         row = self.row(db, name)
         if row is None:
             return 0
-        return db.execute("DELETE FROM messages WHERE queue = ? AND state < 2", (row.id,)).rowcount
+        return db.execute("DELETE FROM messages WHERE queue = ? AND state != 1", (row.id,)).rowcount
 
     # -- consumers
 

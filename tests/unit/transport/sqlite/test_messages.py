@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,38 @@ def steps(waiting: int) -> int:
 def test_a_claim_costs_the_same_whatever_waits() -> None:
     few, many = steps(100), steps(10_000)
     assert many < 1.1 * few
+
+
+def test_a_claim_writes_no_body_anew(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.executescript(SCHEMA)
+        queues, body = Queues(), b"x" * 500_000
+        queues.make(db, "q", UNDECLARED, "me")
+        put(db, queues, [Entry("q", {"body": body}, head="{}")], Claim(1, 60.0, "me"))
+        for number in (1 << 60, 1 << 61):
+            how = Claim(number, 60.0, "me")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (taken,) = claim(db, queues, {1: 10}, how).claimed
+            assert taken.raw == body
+            settle(db, queues, [SettleRequest(taken, Settlement.REQUEUE, is_unseen=True)], how)
+            assert 0 < (tmp_path / "q.db-wal").stat().st_size < len(body) / 2
+
+
+def test_messages_of_any_kind_stay_in_their_order() -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.executescript(SCHEMA)
+        queues, how = Queues(), Claim(1, 60.0, "me")
+        queues.make(db, "q", UNDECLARED, "me")
+        bodies = [b"%d" % number for number in range(200)]
+        lifetimes = [None if number % 7 else 60.0 for number in range(200)]
+        entries = [
+            Entry("q", {"body": body}, lifetime=lifetime, head="{}")
+            for body, lifetime in zip(bodies, lifetimes, strict=True)
+        ]
+        put(db, queues, entries, how)
+        assert [each.raw for each in claim(db, queues, {1: 200}, how).claimed] == bodies
 
 
 @pytest.mark.parametrize(
