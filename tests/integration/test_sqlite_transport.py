@@ -252,7 +252,8 @@ def test_link_that_died_a_moment_ago_is_found_by_its_pipe(sqlite_url: str, path:
     with Connection(sqlite_url) as connection:
         connection.ensure_connection()
         shared = database(path)
-        shared.write(lambda db: db.execute("INSERT INTO owners VALUES ('dead', 1.0)").rowcount)
+        insert = "INSERT INTO owners (owner, until) VALUES ('dead', 1.0)"
+        shared.write(lambda db: db.execute(insert).rowcount)
         with Connection(f"{sqlite_url}?lease=599") as other:
             other.ensure_connection()
             until(lambda: owners_in(path) == {})

@@ -342,7 +342,7 @@ class SqliteStore(Store):
             remove_pipe(self._pipe(owner))
         # A process that does not read its pipe is dead; a living one is woken to renew its lease.
         self._wake_processes({owner: {0} for owner in seen.overdue})
-        if seen.consumed != len(self._consumed):
+        if seen.has_lost:
             self._look_for_deleted()
         for number in seen.ready:
             if number in self._consumed:
@@ -401,7 +401,7 @@ class SqliteStore(Store):
         return found
 
     def drop_queue(self, name: str) -> int:
-        size, consumers = self._database.write(self._database.queues.drop, name)
+        size, consumers = self._database.write(self._database.queues.drop, name, self.owner)
         self._forget(name)
         self._wake_processes({owner: {0} for owner in consumers})
         return int(size)

@@ -540,7 +540,7 @@ class MaintenanceResult(NamedTuple):
 
     Attributes:
         ready: queues that have messages; the own link consumes them, or they were due.
-        consumed: how many queues the own link consumes.
+        has_lost: a queue that the own link consumes may have been deleted.
         dead: messages that had grown too old.
         pipes: those to wake, and for which queues; 0: that some are deleted.
         orphans: links of dead processes.
@@ -549,7 +549,7 @@ class MaintenanceResult(NamedTuple):
     """
 
     ready: set[int]
-    consumed: int
+    has_lost: bool
     dead: list[Claimed]
     pipes: Pipes
     orphans: list[str]
@@ -560,7 +560,8 @@ class MaintenanceResult(NamedTuple):
 def register(db: sqlite3.Connection, owner: str, lease: float) -> None:
     """Register a link that has consumers or exclusive queues."""
     db.execute(
-        "INSERT INTO owners VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
+        "INSERT INTO owners (owner, until) VALUES (?, ?) "
+        "ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
         (owner, time() + lease),
     )
 
@@ -639,11 +640,15 @@ def maintain(
     ).fetchall():
         _add(pipes, {consumer: {0} for consumer in queues.drop(db, name)[1]})
     dead = take_dead(db, queues, how, now)
-    # Who drops a queue removes its consumers, too: an idle link with thousands looks at no queue.
-    (count,) = db.execute("SELECT count(*) FROM consumers WHERE owner = ?", (how.owner,)).fetchone()
+    # Not by counting what it consumes, which may be thousands.
+    has_lost = db.execute(
+        "UPDATE owners SET has_lost = 0 WHERE owner = ? AND has_lost", (how.owner,)
+    ).rowcount
     ready = {*ready_for(db, how.owner), *due}
     overdue = [each for each in ended if each not in orphans]
-    return MaintenanceResult(ready, count, dead, pipes, sorted(orphans), overdue, next_time(db))
+    return MaintenanceResult(
+        ready, bool(has_lost), dead, pipes, sorted(orphans), overdue, next_time(db)
+    )
 
 
 def _is_awaited(db: sqlite3.Connection, queues: Queues, owner: str, lease: float) -> bool:

@@ -10,6 +10,9 @@ A claim must not change how many bytes a row takes: else SQLite writes the whole
 any size, where it would write a few bytes in their places.  Of integers, 0 and 1 take no byte, and large
 ones 8, as a number with a fraction; so ``at`` and ``claim`` have such values where they mean nothing.
 
+``owners.has_lost``: 1 where another link has deleted a queue that this one consumes, until it has looked
+which.
+
 ``consumers.armed``: 1 where its link found nothing and waits to be notified.  It is set in the
 transaction that found nothing, so that a process that stores a message afterwards sees it.  2 where it
 was notified of a message, and has not claimed since: it will see what is stored meanwhile, too.
@@ -91,7 +94,8 @@ CREATE TABLE topology (version INTEGER NOT NULL);
 INSERT INTO topology VALUES (1);
 CREATE TABLE owners (
     owner TEXT PRIMARY KEY,
-    until REAL NOT NULL
+    until REAL NOT NULL,
+    has_lost INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE consumers (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -528,14 +532,22 @@ class Queues:
         db.execute("UPDATE queues SET idle_until = ? WHERE id = ?", (idle_until, row.id))
         return idle_until
 
-    def drop(self, db: sqlite3.Connection, name: str) -> tuple[int, set[str]]:
-        """Delete a queue; how many messages waited, and the links that consumed."""
+    def drop(self, db: sqlite3.Connection, name: str, owner: str = "") -> tuple[int, set[str]]:
+        """Delete a queue; how many messages waited, and the links that consumed.
+
+        Arguments:
+            owner: a link that knows of it, and need not look.
+        """
         row = self.row(db, name)
         if row is None:
             return 0, set()
         count = self.size(db, name)
         found = db.execute("SELECT owner FROM consumers WHERE queue = ?", (row.id,))
         consumers = {owner for (owner,) in found}
+        db.executemany(
+            "UPDATE owners SET has_lost = 1 WHERE owner = ?",
+            [(each,) for each in consumers - {owner}],
+        )
         db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
