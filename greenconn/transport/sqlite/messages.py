@@ -29,6 +29,8 @@ from greenconn.broker.port import (
 )
 from greenconn.jsoncodec import dumps
 from greenconn.transport.sqlite.queues import (
+    NEVER,
+    UNCLAIMED,
     Pipes,
     QueueRow,
     Queues,
@@ -43,9 +45,6 @@ from greenconn.transport.sqlite.queues import (
 )
 
 READY, HELD, DELAYED = range(3)
-#: What stands in ``at`` and in ``claim`` where there is none.
-NEVER: Final = 1e300
-UNCLAIMED: Final = -(2**62)
 
 #: Messages that are counted for ``basic_get``.
 COUNTED: Final = 1000

@@ -42,11 +42,15 @@ if TYPE_CHECKING:
 #: Says that the file is ours (``PRAGMA application_id``).
 APPLICATION_ID: Final = 0x67634E4E
 
+#: What stands in ``messages.at`` and in ``messages.claim`` where there is none.
+NEVER: Final = 1e300
+UNCLAIMED: Final = -(2**62)
+
 #: Of the tables (``PRAGMA user_version``).
 VERSION: Final = 1
 #: The number of a message that is gone may be another one's: who means a message names its claim, too.
 #: (AUTOINCREMENT would write a page more for each publish.)
-SCHEMA: Final = """
+SCHEMA: Final = f"""
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
@@ -62,10 +66,10 @@ CREATE TABLE messages (
     queue INTEGER NOT NULL,
     state INTEGER NOT NULL DEFAULT 0,
     priority INTEGER NOT NULL DEFAULT 0,
-    at REAL NOT NULL DEFAULT 1e300,
+    at REAL NOT NULL DEFAULT {NEVER},
     expires REAL,
     deliveries INTEGER NOT NULL DEFAULT 0,
-    claim INTEGER NOT NULL DEFAULT -4611686018427387904,
+    claim INTEGER NOT NULL DEFAULT {UNCLAIMED},
     envelope TEXT NOT NULL,
     body BLOB NOT NULL
 );
