@@ -41,8 +41,10 @@ _HEAD: Final = 32
 _KEPT: Final = 1024
 #: Bytes from which on a scan by marks is quicker than the pattern.
 _SHORT: Final = 256
-#: Such characters that are looked at one by one.
+#: Such characters that are looked at one by one, and bytes for each further one: a look takes as long as
+#: the pattern takes for so many.  (Replies about many queues are many short lists.)
 _LOOKS: Final = 16
+_BYTES_A_LOOK: Final = 64
 
 
 class ErrorReply(Exception):
@@ -180,7 +182,7 @@ class RespParser:
 
 def _may_announce_much(data: bytes) -> bool:
     """Return whether the head of a long list may be in *data*, by a quick scan."""
-    looks = _LOOKS
+    looks = _LOOKS + len(data) // _BYTES_A_LOOK
     for mark in _MARKS:
         at = data.find(mark)
         while at >= 0:

@@ -137,6 +137,8 @@ LONG_LISTS = [
     b":1\r\n*2\r\n:5\r\n*1000000\r\n",
     b"+*\r\n" * 40 + b"*1000000\r\n",  # behind much that looks like a list
     b"+***\r\n" * 5 + b"*1000000\r\n",
+    b"+***\r\n" * 200 + b"*1000000\r\n",
+    (b"*1\r\n" + bulk(b"x" * 100)) * 40 + b"*1000000\r\n",  # behind many short lists
     bulk(b"*1000000\r\n") + b"*1000000\r\n",
     bulk(b"*1000000\r\n" * 20) + b"~1234567\r\n",
 ]
