@@ -350,8 +350,8 @@ class Consumer:
 class Turns:
     """The consumers that have room: by priority, and in turn among those of one priority.
 
-    A consumer without room is *parked*: it is not in here, and comes back by :meth:`add` when it
-    has room again.
+    A consumer without room is *parked* by the next look at it: it is not in here any more, and comes
+    back by :meth:`add` when it has room again.
 
     Most queues have one consumer, and a process may consume from tens of thousands.  So the first one
     stands alone, and the levels, which take 850 bytes, are made for the second.
@@ -421,22 +421,6 @@ class Turns:
             level = self._levels.get(consumer.priority)
             if level and level[0] is consumer:
                 level.rotate(-1)
-
-    def take(self) -> Consumer | None:
-        """Remove and return the consumer that is served next; None if none has room."""
-        alone = self._alone
-        if alone is not None:
-            self._alone = None
-            alone.is_parked = True
-            return alone if alone.has_room() else None
-        for level in self._order:
-            while level:
-                consumer = level.popleft()
-                consumer.is_parked = True
-                # What bounds a whole channel may have been used up by its other consumers.
-                if consumer.has_room():
-                    return consumer
-        return None
 
 
 class FeedState(State):
@@ -660,14 +644,14 @@ class Feed(ABC, Generic[M]):
 
     def offer(self, message: M) -> bool:
         """Hand over what was claimed; False: no consumer has room."""
-        consumer = self._turns.take()
+        consumer = self._turns.first()
         if consumer is None:
             return False
+        if len(self.consumers) > 1:
+            self._turns.put_behind(consumer)
         delivery = self.delivery(message, consumer)
         consumer.channel.deliveries.hold(consumer, delivery)
         consumer.hand_over(delivery, delivery)
-        if consumer.is_parked and consumer.has_room():
-            self._turns.add(consumer)
         return True
 
     def arrive(self, message: M) -> None:

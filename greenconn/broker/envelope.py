@@ -23,7 +23,7 @@ from msgspec.json import Decoder
 
 from greenconn.broker.errors import Method, invalid_argument
 from greenconn.delays import LONGEST
-from greenconn.encoding import as_text, plain_text, safe_repr
+from greenconn.encoding import charsets, plain_text, safe_repr
 from greenconn.exceptions import (
     DecodeError,
 )
@@ -190,7 +190,7 @@ class _Usual(Struct, forbid_unknown_fields=True, gc=False):
 _decode_usual: Final = Decoder(_Usual).decode
 
 
-def _usual_contents(raw: bytes) -> Contents | None:
+def usual_contents(raw: bytes) -> Contents | None:
     """Open an envelope in one step; None: not all of it is as most programs write it."""
     # What may stand for a typed value is left to the codec.
     if raw.find(b"__type__") >= 0 or raw.find(b"\\") >= 0:
@@ -237,16 +237,13 @@ class UnreadableBody(DecodeError):
     contents: Contents
 
 
-def contents_of(raw: bytes) -> Contents:
-    """Open an envelope of which the body is text, or bytes in base 64.
+def unusual_contents(raw: bytes) -> Contents:
+    """Open any envelope of which the body is text, or bytes in base 64.
 
     Raises:
         DecodeError: it is not JSON, or is not what an envelope must be.
         UnreadableBody: the body is neither; has the other parts.
     """
-    contents = _usual_contents(raw)
-    if contents is not None:
-        return contents
     try:
         envelope = read_envelope(raw)
     except Exception as exc:
@@ -489,7 +486,8 @@ class Delivery(Message):
         Raises:
             DecodeError: it cannot be read.
         """
-        return contents_of(self.raw)
+        contents = usual_contents(self.raw)
+        return unusual_contents(self.raw) if contents is None else contents
 
     def _decode(self) -> Any:
         if self._stage == _RAW:
@@ -517,7 +515,14 @@ class Delivery(Message):
                 _set_body(self, body)
                 self._stage = _READ
             else:
-                _set_body(self, as_text(body, encoding) if body.__class__ is bytes else body)
+                if body.__class__ is bytes:
+                    try:  # as as_text(), without the call
+                        known = charsets[encoding]
+                        if known is not None:
+                            body = str(body, known)
+                    except (LookupError, UnicodeError, TypeError):
+                        pass
+                _set_body(self, body)
                 _set_errors(self, [])
                 self._stage = _UNPACKED
         if self._stage < stage:

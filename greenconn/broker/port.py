@@ -21,7 +21,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from greenconn.broker.envelope import Delivery, Envelope, joined
 from greenconn.exceptions import RecoverableConnectionError
@@ -95,7 +98,7 @@ class LeaseExpired(RecoverableConnectionError):  # type: ignore[misc]
         return type(self), (self.reply_text,), self.__dict__
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True):
     """A message on its way into one queue.
 
     Attributes:
@@ -116,7 +119,7 @@ class Entry(NamedTuple):
     head: str = ""
 
 
-class Claimed(NamedTuple):
+class Claimed(Struct, frozen=True):
     """A message that was claimed.
 
     Attributes:
@@ -160,7 +163,7 @@ class Settlement(Enum):
 HeldMessage: TypeAlias = "Claimed | Delivery"
 
 
-class SettleRequest(NamedTuple):
+class SettleRequest(Struct, frozen=True):
     """The request to ack, requeue or reject one message that is held.
 
     Attributes:
@@ -373,7 +376,7 @@ class Store(ABC):
             if error is not None and not isinstance(error, NoQueue):
                 self.log_refusal(entry.queue, error)
                 delay = self.lease or 0.0
-                return request._replace(settlement=Settlement.REQUEUE, delay=delay, entries=())
+                return replace(request, settlement=Settlement.REQUEUE, delay=delay, entries=())
         return request
 
     def log_refusal(self, queue: str, error: Exception) -> None:

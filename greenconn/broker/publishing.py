@@ -21,6 +21,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from gevent import get_hub, getcurrent, sleep
+from msgspec import Struct
 
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import Envelope, check_headers, copied, encoded, prepared
@@ -493,31 +494,20 @@ class CopyOutcomes:
         return self._done.offer(None if self._is_stored and isinstance(error, NoQueue) else error)
 
 
-class StoredResult:
+class StoredResult(Struct, eq=False):
     """A publish whose outcome is waited for.
 
-    Arguments:
+    Attributes:
         slot: gets the outcome.
         limit: of the publish; a wait without an end ends then.  None: it has none.
     """
 
-    __slots__ = ("_exchange", "_limit", "_mandatory", "_publisher", "_routing_key", "slot")
-
-    def __init__(
-        self,
-        publisher: ChannelPublisher[Any, Any, Any],
-        slot: Slot[Any],
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        limit: Deadline | None,
-    ) -> None:
-        self._publisher = publisher
-        self._limit = limit
-        self.slot = slot
-        self._exchange = exchange
-        self._routing_key = routing_key
-        self._mandatory = mandatory
+    publisher: ChannelPublisher[Any, Any, Any]
+    slot: Slot[Any]
+    exchange: str
+    routing_key: str
+    mandatory: bool
+    limit: Deadline | None
 
     def wait(self, deadline: Deadline | None = None) -> None:
         """Return when the broker has the message.  May switch.
@@ -534,9 +524,9 @@ class StoredResult:
             Exception: the broker refused it.
         """
         if deadline is None or deadline.timeout is None:
-            deadline = self._limit
-        publisher, slot = self._publisher, self.slot
-        exchange, routing_key = self._exchange, self._routing_key
+            deadline = self.limit
+        publisher, slot = self.publisher, self.slot
+        exchange, routing_key = self.exchange, self.routing_key
         try:
             # Without a deadline it waits as long as the link lives, which watches its broker by itself.
             outcome = slot.wait(deadline or NEVER)
@@ -552,7 +542,7 @@ class StoredResult:
         if not isinstance(outcome, Exception):
             return
         if isinstance(outcome, NoQueue):
-            if self._mandatory:
+            if self.mandatory:
                 raise unroutable(exchange, routing_key)
         elif isinstance(outcome, QueueFull):
             raise queue_full(exchange, routing_key)

@@ -21,6 +21,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
+from msgspec import Struct
+
 from greenconn.checks import Seconds, check_keywords, did_you_mean, is_number, milliseconds
 from greenconn.common import Broadcast
 from greenconn.compression import compress
@@ -130,46 +132,26 @@ _DONE: Final[Slot[None]] = Slot()
 _DONE.offer(None)
 
 
-class OutgoingMessage:
+class OutgoingMessage(Struct, eq=False):
     """One message: its serialised body, and the options that it is published with.
 
     Attributes:
         maybe_delivered: whether it was sent and never answered, so that the broker may have it.
         is_isolated: its channel was closed by an error while it was outstanding: from then on it is
             published on a channel of its own.
-        observation: of its publish, while there are listeners; else None.
         own: properties that this message alone has.
+        observation: of its publish, while there are listeners; else None.
     """
 
-    __slots__ = (
-        "body",
-        "content_encoding",
-        "content_type",
-        "headers",
-        "is_isolated",
-        "maybe_delivered",
-        "observation",
-        "options",
-        "own",
-    )
-
-    def __init__(
-        self,
-        options: PublishOptions,
-        body: Any,
-        content_type: str,
-        content_encoding: str,
-        headers: dict[str, Any] | None,
-    ) -> None:
-        self.options = options
-        self.body = body
-        self.content_type = content_type
-        self.content_encoding = content_encoding
-        self.headers = headers
-        self.maybe_delivered = False
-        self.is_isolated = False
-        self.own: dict[str, Any] | None = None
-        self.observation: Observation[PublishEvent] | None = None
+    options: PublishOptions
+    body: Any
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any] | None
+    maybe_delivered: bool = False
+    is_isolated: bool = False
+    own: dict[str, Any] | None = None
+    observation: Observation[PublishEvent] | None = None
 
     def observe(
         self, observers: Observers[PublishEvent], connection: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
+from msgspec.structs import replace
 
 from greenconn.broker.port import NoQueue, Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
@@ -155,7 +156,7 @@ def test_too_old_ones_are_dead(beanstalk_url: str, unique: str) -> None:
     with store_at(beanstalk_url) as store:
         store.make_queue(unique, PLAIN)
         message = entry(unique, "x")
-        store.put([message._replace(lifetime=0.0), message, message._replace(lifetime=60.0)])
+        store.put([replace(message, lifetime=0.0), message, replace(message, lifetime=60.0)])
         claimed = store.claim({unique: 10}, 0)
         assert [each.dead for each in claimed] == ["expired", None, None]
         assert all("expires_at" not in (each.envelope or {}) for each in claimed)

@@ -289,7 +289,7 @@ def test_properties_and_headers_of_amqp(connection: Connection, unique: str) -> 
         channel.queue_declare(unique, durable=True, auto_delete=False)
         for number, (block, _) in enumerate(blocks):
             body = json.dumps({**BODY, "number": number}).encode()
-            message: Any = Outgoing.packed_as(block, body)
+            message: Any = Outgoing(block, body)
             channel.basic_publish_confirm(message, "", unique)
     readable = sum(can for _, can in blocks)
     check_kept_and_replayed(connection, unique, readable, len(blocks) - readable, mended=1)

@@ -26,6 +26,7 @@ from greenconn.green import stream as connect
 from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql import schema
 from greenconn.transport.postgresql.connection import LinkLost, Session, parsed
+from greenconn.transport.postgresql.messages import EVERYTHING, Handle
 from greenconn.transport.postgresql.queues import announce, announce_all
 from tests.brokers.postgresql import LOGIN
 from tests.fix_postgresql import Database, PostgresServers
@@ -244,7 +245,7 @@ def test_claims_without_a_reply_come_back_at_once(
             "UPDATE greenconn.messages SET holder = %b, deliveries = 1 RETURNING holder",
             (store.session.call(store._register),),
         )
-        assert store.unconfirmed_claims() == [("", (0, number))]
+        assert store.unconfirmed_claims() == [("", Handle(EVERYTHING, number))]
         store.lost(LinkLost("cut"))
         until(lambda: Queue(unique)(connection).get() is not None, SOON)
 

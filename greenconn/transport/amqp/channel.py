@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
@@ -35,7 +35,7 @@ from greenconn.transport.amqp.acks import Acks
 from greenconn.transport.amqp.calls import Call, Calls, Pipeline
 from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, requeue_events
 from greenconn.transport.amqp.handshake import with_remedy
-from greenconn.transport.amqp.message import BodilessDelivery, Outgoing
+from greenconn.transport.amqp.message import BodilessDelivery, Outgoing, prepared
 from greenconn.transport.amqp.publishing import (
     AWAITED,
     RESEND,
@@ -377,22 +377,7 @@ class Channel(DeclaringChannel):
 
     # Publishing
 
-    def prepare_message(
-        self,
-        body: Any,
-        priority: int | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        properties: MutableMapping[str, Any] | None = None,
-        _Message: Any = None,  # noqa: N803 - kombu's name
-    ) -> Outgoing:
-        """Pack a message for ``basic_publish``.  Never switches.
-
-        Raises:
-            ValueError: a property does not fit its field.
-        """
-        return Outgoing(body, priority, content_type, content_encoding, headers, properties)
+    prepare_message = staticmethod(prepared)
 
     def basic_publish(
         self,
@@ -431,9 +416,14 @@ class Channel(DeclaringChannel):
         if publisher.confirms is not None and (mandatory or immediate):
             # Its return must not be taken for that of a like message that another caller waits for.
             pending = PendingConfirm(
-                self.connection, exchange, routing_key, True, message.packed, message.body
+                self.connection,
+                exchange,
+                routing_key,
+                True,
+                message.packed,
+                message.body,
+                is_awaited=False,
             )
-            pending.is_awaited = False
         publisher.write(writer, message, exchange, routing_key, mandatory, immediate, pending)
         if self.cause is not None:
             self._failed_write()

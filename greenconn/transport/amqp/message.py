@@ -17,6 +17,7 @@ from struct import Struct, error
 from typing import Any, Final, TypeAlias
 
 import amqp
+import msgspec
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps
 from amqp.serialization import loads as read_values
@@ -37,7 +38,7 @@ _RAW, _HEADER_READ, _BODY_READ = range(3)
 _routes: dict[bytes, tuple[str, str]] = {}
 
 
-class Outgoing:
+class Outgoing(msgspec.Struct, eq=False):
     """A message that is ready to be framed.
 
     Attributes:
@@ -45,32 +46,8 @@ class Outgoing:
         body: bytes.
     """
 
-    __slots__ = ("body", "packed")
-
-    def __init__(
-        self,
-        body: Any,
-        priority: int | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        properties: Mapping[str, Any] | None = None,
-    ) -> None:
-        kind = body.__class__
-        if kind is str or (kind is not bytes and isinstance(body, str)):
-            content_encoding = content_encoding or "utf-8"
-            body = body.encode(content_encoding)
-        elif kind is not bytes:
-            body = memoryview(body).tobytes()  # bytes() would make zeros of a number
-        self.body: bytes = body
-        self.packed = pack_properties(priority, content_type, content_encoding, headers, properties)
-
-    @classmethod
-    def packed_as(cls, packed: bytes, body: bytes) -> Outgoing:
-        """Return one whose property block is known."""
-        made = cls.__new__(cls)
-        made.packed, made.body = packed, body
-        return made
+    packed: bytes
+    body: bytes
 
     @classmethod
     def of(cls, message: Outgoing | amqp.Message) -> Outgoing:
@@ -78,7 +55,7 @@ class Outgoing:
         if isinstance(message, Outgoing):
             return message
         properties = dict(message.properties)
-        return cls(
+        return prepared(
             message.body,
             properties.pop("priority", None),
             properties.pop("content_type", None),
@@ -86,6 +63,30 @@ class Outgoing:
             properties.pop("application_headers", None),
             properties,
         )
+
+
+def prepared(
+    body: Any,
+    priority: int | None = None,
+    content_type: str | None = None,
+    content_encoding: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+    properties: Mapping[str, Any] | None = None,
+    _Message: Any = None,  # noqa: N803 - kombu's name
+) -> Outgoing:
+    """Pack a message for ``basic_publish``.  Never switches.
+
+    Raises:
+        ValueError: a property does not fit its field.
+    """
+    kind = body.__class__
+    if kind is str or (kind is not bytes and isinstance(body, str)):
+        content_encoding = content_encoding or "utf-8"
+        body = body.encode(content_encoding)
+    elif kind is not bytes:
+        body = memoryview(body).tobytes()  # bytes() would make zeros of a number
+    packed = pack_properties(priority, content_type, content_encoding, headers, properties)
+    return Outgoing(packed, body)
 
 
 def split_route(raw: bytes) -> tuple[str, str]:

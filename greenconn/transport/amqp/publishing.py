@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import msgspec
 from amqp import spec
 from amqp.exceptions import error_for_code
 from amqp.serialization import dumps, loads
@@ -76,54 +77,37 @@ AWAITED: Final = memoryview(b"")
 UnsentMessage: TypeAlias = "tuple[bytes, bytes, bytes, memoryview | None]"
 
 
-class PendingConfirm:
+class PendingConfirm(msgspec.Struct, eq=False):
     """A publish that the broker has not confirmed; one greenlet calls ``wait``, once.
 
-    Arguments:
+    Attributes:
         link: the connection.
         exchange, routing_key, mandatory: those of the publish.
         properties: the property block of the message.
         body: its body.
+        is_awaited: a caller gets the outcome from ``wait``.
+        returned: ``(code, text)`` of the broker's return, or None.
+        slot: filled with True for an ack, False for a nack.
     """
 
-    __slots__ = (
-        "body",
-        "exchange",
-        "is_awaited",
-        "link",
-        "mandatory",
-        "properties",
-        "returned",
-        "routing_key",
-        "slot",
-    )
+    link: AmqpLink
+    exchange: str | bytes
+    routing_key: str | bytes
+    mandatory: bool
+    properties: bytes
+    body: bytes
+    is_awaited: bool = True
+    returned: tuple[int, str] | None = None
+    slot: Slot[bool] = msgspec.field(default_factory=Slot)
 
-    def __init__(
-        self,
-        link: AmqpLink,
-        exchange: str | bytes,
-        routing_key: str | bytes,
-        mandatory: bool,
-        properties: bytes,
-        body: bytes,
-    ) -> None:
-        # A return names them as text.
-        if exchange.__class__ is not str and isinstance(exchange, bytes):
-            exchange = text_of(exchange)
-        if routing_key.__class__ is not str and isinstance(routing_key, bytes):
-            routing_key = text_of(routing_key)
-        self.exchange = exchange
-        self.routing_key = routing_key
-        self.mandatory = mandatory
-        self.properties = properties
-        self.body = body
-        self.link = link
-        #: ``(code, text)`` of the broker's return, or None.
-        self.returned: tuple[int, str] | None = None
-        #: Whether a caller gets the outcome from ``wait``.
-        self.is_awaited = True
-        #: Filled with True for an ack, False for a nack.
-        self.slot: Slot[bool] = Slot()
+    @property
+    def route(self) -> tuple[str, str]:
+        """Exchange and routing key as text, as a return names them."""
+        exchange, key = self.exchange, self.routing_key
+        return (
+            text_of(exchange) if isinstance(exchange, bytes) else exchange,
+            text_of(key) if isinstance(key, bytes) else key,
+        )
 
     def wait(self, deadline: Deadline) -> None:
         """Wait until the broker has confirmed the message.  May switch.
@@ -155,18 +139,20 @@ class PendingConfirm:
             budget.end_wait()
         if self.returned is not None:
             code, text = self.returned
+            exchange, key = self.route
             raise Unroutable(
                 f"{text}: {self._what()} reached no queue",
                 code=code,
-                exchange=self.exchange,
-                routing_key=self.routing_key,
+                exchange=exchange,
+                routing_key=key,
             )
         if not is_taken:
             text = f"{self.link.where} refused (nack) {self._what()}"
             raise PublishNacked(text, has_reason=False)
 
     def _what(self) -> str:
-        return f"a message to exchange {self.exchange!r} with routing key {self.routing_key!r}"
+        exchange, key = self.route
+        return f"a message to exchange {exchange!r} with routing key {key!r}"
 
 
 class ConfirmSequencer:
@@ -235,14 +221,9 @@ class ConfirmSequencer:
         self, exchange: str, routing_key: str, properties: bytes, body: bytes
     ) -> PendingConfirm | None:
         """Return the outstanding publish that a return is for, or None."""
-        similar = None
+        route, similar = (exchange, routing_key), None
         for publish in self.outstanding.values():
-            if (
-                publish.mandatory
-                and publish.returned is None
-                and publish.exchange == exchange
-                and publish.routing_key == routing_key
-            ):
+            if publish.mandatory and publish.returned is None and publish.route == route:
                 if publish.properties == properties and publish.body == body:
                     return publish
                 if similar is None:
@@ -583,7 +564,7 @@ class Unsent:
         for payload, header, body, mark in found:
             if mark is RESEND:
                 _, exchange, routing_key, mandatory, immediate = loads("Bssbb", payload, 4)[0]
-                message = Outgoing.packed_as(header[12:], body)
+                message = Outgoing(header[12:], body)
                 self.to_resend.append((message, exchange, routing_key, mandatory, immediate))
             elif mark is None:
                 self.count += 1

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
+from msgspec.structs import replace
 
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import weakly
@@ -498,7 +499,7 @@ class Claims:
             docs = [doc for doc in found.values() if is_waiting(doc["_rev"])]
             handles = self._write(docs) if docs else {}
             taken += [
-                claim_of(doc, handles[doc["_id"]], doc["queue"])._replace(dead="expired")
+                replace(claim_of(doc, handles[doc["_id"]], doc["queue"]), dead="expired")
                 for doc in docs
                 if doc["_id"] in handles
             ]

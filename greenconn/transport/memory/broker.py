@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from gevent import get_hub
+from msgspec import Struct
 
 from greenconn.broker.consuming import Consumer, Turns
 from greenconn.broker.envelope import Envelope, copied, level_of, lifetime_of
@@ -53,6 +54,7 @@ logger = logging.getLogger("greenconn.transport.memory")
 
 _set_body, _set_errors = (vars(BaseMessage)[name].__set__ for name in ("body", "errors"))
 _get_errors = vars(BaseMessage)["errors"].__get__
+_get_body = vars(BaseMessage)["body"].__get__
 
 
 def size_of(body: Any) -> int:
@@ -60,44 +62,25 @@ def size_of(body: Any) -> int:
     return len(body.encode()) if isinstance(body, str) else len(body or b"")
 
 
-class Entry:
-    """One message in one queue: waiting there, or delivered and not settled yet."""
+class Entry(Struct, eq=False):
+    """One message in one queue: waiting there, or delivered and not settled yet.
 
-    __slots__ = (
-        "envelope",
-        "exchange",
-        "expires_at",
-        "position",
-        "priority",
-        "queue",
-        "redelivered",
-        "routing_key",
-        "size",
-    )
+    Attributes:
+        envelope: the published message.  Its queues share it, so it must not be changed.
+        position: where in the queue it came; a message that is given back returns to this place.
+        expires_at: when it is too old to be delivered, by the broker's clock; None never.
+        size: bytes of the body, where the queue counts them.
+    """
 
-    def __init__(
-        self,
-        queue: Queue,
-        envelope: Envelope,
-        exchange: str,
-        routing_key: str,
-        position: int,
-        expires_at: float | None = None,
-        priority: int = 0,
-    ) -> None:
-        self.queue = queue
-        #: The published message.  Its queues share it, so it must not be changed.
-        self.envelope = envelope
-        self.exchange = exchange
-        self.routing_key = routing_key
-        #: Where in the queue it came; a message that is given back returns to this place.
-        self.position = position
-        #: When it is too old to be delivered, by the broker's clock; None never.
-        self.expires_at = expires_at
-        self.priority = priority
-        self.redelivered = False
-        #: Bytes of the body, where the queue counts them.
-        self.size = 0
+    queue: Queue
+    envelope: Envelope
+    exchange: str
+    routing_key: str
+    position: int
+    expires_at: float | None = None
+    priority: int = 0
+    redelivered: bool = False
+    size: int = 0
 
 
 class _Lane:
@@ -252,7 +235,11 @@ class Message(BaseMessage):
     def _decode(self) -> Any:
         # Past the properties, of which each is a call.
         if self._compression is None and not _get_errors(self):
-            return loads(self.body, self.content_type, self.content_encoding, self.accept)
+            try:
+                body = _get_body(self)
+            except AttributeError:  # bytes, which nothing has looked at
+                body = self.body
+            return loads(body, self.content_type, self.content_encoding, self.accept)
         return super()._decode()
 
     def _came_with(self, name: str) -> bool:

@@ -26,6 +26,7 @@ from typing import Any, Final
 import gevent
 from bson import Int64
 from gevent.event import Event
+from msgspec.structs import replace
 from pymongo import DESCENDING, errors
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -225,7 +226,7 @@ class Broadcast:
             while listener is not None and listener.copies and count > 0:
                 copy = listener.copies.popleft()
                 found = claimed_of(copy.document, None, queue)
-                taken.append(found._replace(handle=copy, deliveries=copy.deliveries))
+                taken.append(replace(found, handle=copy, deliveries=copy.deliveries))
                 count -= 1
         return taken
 

@@ -32,6 +32,7 @@ from urllib.parse import parse_qsl
 import gevent
 import pymongo
 from bson import ObjectId
+from msgspec import Struct
 from pymongo import ReadPreference, WriteConcern, errors, uri_parser
 
 from greenconn.broker.envelope import mark_redelivered, read_envelope
@@ -72,7 +73,7 @@ REQUEUE: Final[Document] = {
 }
 
 
-class Handle(NamedTuple):
+class Handle(Struct, frozen=True):
     """A claimed message: its key, and the claim."""
 
     id: Any

@@ -17,6 +17,8 @@ the queues that they consume.
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from greenconn.importing import needed
 
 needed("psycopg", "psycopg", "postgres")
@@ -700,7 +702,7 @@ class PostgresStore(Store):
                 return []
             claimed = messages.claim(session, {row.id: 1}, self._number, queues)
         waiting = messages.count_waiting(session, row.id)
-        return [each._replace(waiting=waiting) for each in claimed]
+        return [structs.replace(each, waiting=waiting) for each in claimed]
 
     def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
         if self._number is None:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from msgspec import Struct
+
 from greenconn.broker.envelope import joined, mark_redelivered
 from greenconn.broker.port import Claimed, Entry, NoQueue, QueueFull, Settlement, SettleRequest
 from greenconn.broker.publishing import CopyOutcomes, StoredResult, StorePublisher
@@ -41,7 +43,7 @@ MOST_DEAD: Final = 100
 MOST_DUE: Final = 1000
 
 
-class Handle(NamedTuple):
+class Handle(Struct, frozen=True):
     """A claimed message: its key, and the number of the link that has claimed it."""
 
     id: int
@@ -168,8 +170,9 @@ def _put_all(
 def columns_of(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
     """Return queue, priority, delay, lifetime, envelope and body of messages to be stored."""
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
-    for queue, envelope, priority, delay, lifetime, head in entries:
-        row = (queue, priority, delay or None, lifetime, head, envelope["body"])
+    for each in entries:
+        delay, body = each.delay or None, each.envelope["body"]
+        row = (each.queue, each.priority, delay, each.lifetime, each.head, body)
         for column, value in zip(columns, row, strict=True):
             column.append(value)
     return columns
@@ -456,7 +459,8 @@ def _settle(
 def is_held(session: Session, handle: Handle) -> bool:
     """Return whether a message is held.  It waits for transactions that delete it to end."""
     found = session.fetch(
-        "SELECT 1 FROM greenconn.messages WHERE id = %b AND holder = %b FOR UPDATE", handle
+        "SELECT 1 FROM greenconn.messages WHERE id = %b AND holder = %b FOR UPDATE",
+        (handle.id, handle.holder),
     )
     return bool(found)
 
@@ -474,8 +478,8 @@ def _delete(session: Session, handles: Sequence[Handle]) -> int:
 
 def _by_holder(handles: Sequence[Handle]) -> dict[int, list[int]]:
     ids: dict[int, list[int]] = {}
-    for id, holder in handles:
-        ids.setdefault(holder, []).append(id)
+    for handle in handles:
+        ids.setdefault(handle.holder, []).append(handle.id)
     return ids
 
 
@@ -738,7 +742,7 @@ class TransactionChannel:
         store, handle = self._store, message.claimed.handle
         store.leaving.add(handle)
         statement = _ACK.replace("greenconn.", store.session.prefix)
-        return bool(self._transaction.fetch(statement, handle))
+        return bool(self._transaction.fetch(statement, (handle.id, handle.holder)))
 
     def is_held(self, message: StoreDelivery) -> bool:
         """Return whether *message* is still there, when its transaction has ended.  May switch.

@@ -24,6 +24,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
+from msgspec.structs import replace
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
@@ -530,7 +531,7 @@ class ClusterSettler:
         local, elsewhere = [], []
         for each in requests:
             entries, others = self._split(partition, each.entries)
-            local.append(each._replace(entries=entries) if others else each)
+            local.append(replace(each, entries=entries) if others else each)
             elsewhere += [(each.message.raw, entry) for entry in others]
         if not elsewhere:
             partition.settler.settle(requests, done)

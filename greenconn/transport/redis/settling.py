@@ -122,15 +122,15 @@ def list_of(keys: Keys, queue: str, envelope: Any) -> bytes:
 
 def move_of(commands: Commands, request: SettleRequest) -> Move:
     """Return the move that settles a message; fan-out is published at once.  Never switches."""
-    message, settlement, _, entries, is_unseen, is_unhandled = request
+    message = request.message
     field: str = message.handle
     number, queue, raw = number_of(field), message.queue, message.raw
-    if settlement is not Settlement.REQUEUE:
-        return Move(number, field, "", TAIL, _copies(commands, raw, entries))
-    if is_unseen:
+    if request.settlement is not Settlement.REQUEUE:
+        return Move(number, field, "", TAIL, _copies(commands, raw, request.entries))
+    if request.is_unseen:
         envelope = _read(raw)
     else:
-        raw, _, envelope = marked_redelivered(raw, is_counted=not is_unhandled)
+        raw, _, envelope = marked_redelivered(raw, is_counted=not request.is_unhandled)
     return Move(number, field, queue, HEAD, [(list_of(commands.keys, queue, envelope), raw)])
 
 

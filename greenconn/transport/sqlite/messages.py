@@ -17,6 +17,9 @@ from itertools import groupby
 from time import time
 from typing import Any, Final, NamedTuple
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from greenconn.broker.envelope import mark_redelivered, read_envelope
 from greenconn.broker.port import (
     Claimed,
@@ -65,7 +68,7 @@ _TAKE: Final = (
 )
 
 
-class Handle(NamedTuple):
+class Handle(Struct, frozen=True):
     """A claimed message."""
 
     id: int
@@ -333,7 +336,7 @@ def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> ClaimR
         "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue = ? AND state = 0 LIMIT ?)",
         (queue.id, COUNTED + 1),
     ).fetchone()
-    found = [each._replace(waiting=waiting - 1) for each in _take(db, queue, 1, how)]
+    found = [replace(each, waiting=waiting - 1) for each in _take(db, queue, 1, how)]
     return ClaimResult(found, dead, due, pipes, None)
 
 
@@ -516,7 +519,9 @@ def _by_claim(handles: Sequence[Handle]) -> list[tuple[int, str, list[Any]]]:
 
 
 def _holds(db: sqlite3.Connection, handle: Handle) -> bool:
-    found = db.execute("SELECT 1 FROM messages WHERE id = ? AND claim = ?", handle).fetchone()
+    found = db.execute(
+        "SELECT 1 FROM messages WHERE id = ? AND claim = ?", (handle.id, handle.claim)
+    ).fetchone()
     return found is not None
 
 

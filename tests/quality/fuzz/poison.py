@@ -69,7 +69,7 @@ def amqp_poison(url: str, queue: str, cases: Iterable[tuple[bytes, bytes]]) -> N
         for block, body in cases:
             # It ends the whole connection for what it cannot read.
             with suppress(KombuError, AMQPError, OSError):
-                message = Outgoing.packed_as(block, body)
+                message = Outgoing(block, body)
                 channel = connection.default_channel
                 channel.basic_publish_confirm(message, "", queue, timeout=10)
 

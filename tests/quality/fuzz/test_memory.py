@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.envelope import contents_of
+from greenconn.broker.envelope import unusual_contents, usual_contents
 from greenconn.compression import compress, decompress, encoders
 from greenconn.exceptions import DecodeError
 from greenconn.jsoncodec import dumps
@@ -117,7 +117,7 @@ READERS: dict[str, Callable[[bytes], Any]] = {
     "msgpack": lambda body: loads(
         body, "application/x-msgpack", "binary", accept={"application/x-msgpack"}
     ),
-    "envelope": contents_of,
+    "envelope": lambda raw: usual_contents(raw) or unusual_contents(raw),
 }
 
 

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from gevent.event import Event
+from msgspec.structs import replace
 
 from greenconn.broker.envelope import mark_redelivered
 from greenconn.broker.exchanges import ExchangeRecord, Row, TopologyStore
@@ -294,7 +295,7 @@ class FakeStore(Store):
                 if request.is_unhandled:
                     envelope = deepcopy(item.entry.envelope)
                     mark_redelivered(envelope)
-                    item.entry = item.entry._replace(envelope=envelope)
+                    item.entry = replace(item.entry, envelope=envelope)
                 self._wake_others(queue)
             else:
                 self.fake_broker.items[queue].remove(item)

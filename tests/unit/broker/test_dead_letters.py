@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from greenconn.broker.queues import DeadLetterTarget, Declaration, QueuePolicy
 from greenconn.broker.settlements import (
@@ -209,7 +210,7 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     dead_letter_entries(link, foreign_message(), "expired")
     assert asked[1:] == [("key", {})]
     held: Any = Held("a")
-    held._claimed = held.claimed._replace(stored={"properties": [], "body": "e30="})
+    held._claimed = replace(held.claimed, stored={"properties": [], "body": "e30="})
     assert dead_letter_entries(link, held, "expired")[0].envelope == {}
     link.settler.unreadable = {"body": "raw", "properties": {}}
     (entry,) = dead_letter_entries(link, foreign_message(), "rejected")

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent import GreenletExit
 from gevent.event import Event
+from msgspec.structs import replace
 
 from greenconn.broker.link import StoreLink, StoreOptions
 from greenconn.exceptions import (
@@ -246,7 +247,7 @@ def test_messages_that_the_store_gives_up(connect: Opener, fake_broker: FakeBrok
     for number in range(2):
         publish(channel, f"{number}")
     found = link.store.claim({"q": 2}, 0.0)
-    link.store.died([found[0], found[1]._replace(dead="maxlen")])
+    link.store.died([found[0], replace(found[1], dead="maxlen")])
     link.catch_up()
     letters = [channel.basic_get("dead", no_ack=True) for _ in range(2)]
     reasons = [each.headers["x-death"][0]["reason"] for each in letters if each is not None]

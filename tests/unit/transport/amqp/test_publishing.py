@@ -8,7 +8,7 @@ from typing import Any, cast
 from amqp import spec
 from amqp.serialization import dumps
 
-from greenconn.transport.amqp.message import Outgoing
+from greenconn.transport.amqp.message import prepared
 from greenconn.transport.amqp.publishing import (
     AWAITED,
     RESEND,
@@ -26,7 +26,7 @@ def publish(channel: int, routing_key: str, body: bytes, frame_max: int = 4096) 
     head = method_frame(
         channel, spec.Basic.Publish, dumps("Bssbb", (0, "x", routing_key, True, False))
     )
-    packed = Outgoing(body, content_type="a/b").packed
+    packed = prepared(body, content_type="a/b").packed
     return content_frames(head, channel, packed, body, frame_max)
 
 
@@ -78,7 +78,7 @@ def test_messages_are_as_they_were() -> None:
     (small, *how), (large, *_) = unsent.to_resend
     assert how == ["x", "small", True, False]
     assert small.body == b"s" * 100
-    assert small.packed == Outgoing(b"", content_type="a/b").packed
+    assert small.packed == prepared(b"", content_type="a/b").packed
     assert large.body == bytes(range(256)) * 400
     assert unsent.hint == f"; {unsent_text(4)}"
     unsent.discard_last()
@@ -118,7 +118,7 @@ def test_a_message_is_framed_alike_whatever_was_published_before() -> None:
         for size in sizes:
             for headers in ({}, {"a": 1}, {"a": 2}, {"long": "x" * 300}):
                 for exchange, routing_key, mandatory in (("", "k", False), ("e", "k", True)):
-                    message = Outgoing(b"\xce" * size, 0, "a/b", "utf-8", headers)
+                    message = prepared(b"\xce" * size, 0, "a/b", "utf-8", headers)
                     publisher.write(writer, message, exchange, routing_key, mandatory, False, None)
                     arguments = dumps("Bssbb", (0, exchange, routing_key, mandatory, False))
                     head = method_frame(513, spec.Basic.Publish, arguments)
@@ -132,7 +132,7 @@ def test_as_many_routing_keys_as_there_are_may_be_published_to() -> None:
     channel: Any = SimpleNamespace(channel_id=1)
     calls: Any = SimpleNamespace(payload_limit=4088)
     publisher, sent = Publisher(channel, link, calls), Sent()
-    message = Outgoing(b"body")
+    message = prepared(b"body")
     for number in range(3000):
         publisher.write(cast(Any, sent), message, "", f"key-{number}", False, False, None)
         assert f"key-{number}".encode() in sent.pop()

@@ -182,7 +182,7 @@ def test_what_is_opened_at_once_is_the_same_as_in_steps(
     properties = {"body_encoding": encoding, "delivery_info": info}
     found = {"body": body, "headers": headers, "properties": properties, **more}
     raw = json.dumps(found, ensure_ascii=ensure_ascii).encode(errors="replace")
-    at_once = virtual._usual_contents(raw)
+    at_once = virtual.usual_contents(raw)
     if at_once is not None:
         assert repr(at_once) == repr(contents_in(loads(raw)))
     del found["body"]
@@ -220,12 +220,12 @@ def _outcome(function: Callable[[str, bytes], Any], head: str, body: bytes) -> s
     ],
 )
 def test_what_is_not_opened_at_once(raw: bytes) -> None:
-    assert virtual._usual_contents(raw) is None
+    assert virtual.usual_contents(raw) is None
 
 
 def test_the_usual_envelope_is_opened_at_once() -> None:
     raw = envelope(Outgoing(b"body", 3, "text/plain", "utf-8", {"h": 1}, {"type": "t"}))
-    found = virtual._usual_contents(raw)
+    found = virtual.usual_contents(raw)
     assert found is not None
     properties, headers, *others = found
     assert properties["delivery_info"] == {"exchange": "", "routing_key": "q"}
