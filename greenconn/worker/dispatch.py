@@ -111,6 +111,7 @@ class Dispatcher:
         "_consumer",
         "_is_called",
         "_pool",
+        "_ready",
         "_run",
         "_waiting",
         "_workers",
@@ -127,6 +128,8 @@ class Dispatcher:
         self._run = consumer.handling.run
         self.limit = consumer.options.concurrency
         self.inbox = _NO_MESSAGES
+        #: What can be handled as it is: the messages of the inbox.
+        self._ready = self.inbox
         #: A dict, since an empty set is three times as large.
         self._workers: dict[Worker, None] = {}
         #: A worker was called for and has not begun.
@@ -140,7 +143,7 @@ class Dispatcher:
     def put(self, message: Any) -> None:
         """Take *message* over.  Called by the reader."""
         if self.last_at is None:
-            self.inbox = deque()
+            self.inbox = self._ready = deque()
         self.inbox.append(message)
         self.received += 1
         self.last_at = monotonic()
@@ -154,12 +157,12 @@ class Dispatcher:
         """Handle messages until there are none.  In the greenlet of *worker*.  May switch."""
         self._is_called = False
         self._workers[worker] = None
-        inbox, ready, run = self.inbox, self._ready_loads(), self._run
+        inbox, ready, run = self.inbox, self._ready, self._run
         try:
             while True:
                 if ready and not self.is_held:
                     load = ready.popleft()
-                elif (load := self._next_load()) is None:
+                elif not inbox or (load := self._next_load()) is None:
                     break
                 worker.load = load
                 if inbox and not self._is_called and len(self._workers) < self.limit:
@@ -182,7 +185,8 @@ class Dispatcher:
         if worker not in self._workers:
             return
         del self._workers[worker]
-        self.call_worker()
+        if self.inbox or self._ready:
+            self.call_worker()
         if self._consumer.is_ending and self.is_idle:
             self._consumer.note_change()
 
@@ -194,10 +198,6 @@ class Dispatcher:
 
     def _has_work(self) -> bool:
         return bool(self.inbox) and not self.is_held
-
-    def _ready_loads(self) -> deque[Any]:
-        """Return what can be handled as it is; always the same deque, once a message has come."""
-        return self.inbox
 
     def _next_load(self) -> Any:
         """Return what is to be handled next, though no load is ready; None where there is nothing."""
@@ -409,7 +409,7 @@ class BatchDispatcher(Dispatcher):
     A batch is due when it is full, or when its oldest message has waited long enough.
     """
 
-    __slots__ = ("_arrivals", "_interval", "_ready", "_size_of_batch", "_timer")
+    __slots__ = ("_arrivals", "_interval", "_size_of_batch", "_timer")
 
     def __init__(self, consumer: ConsumerLifecycle) -> None:
         super().__init__(consumer)
@@ -466,9 +466,6 @@ class BatchDispatcher(Dispatcher):
             return True
         arrivals = self._arrivals
         return bool(arrivals) and CLOCK.monotonic() >= arrivals[0] + self._interval - EARLY
-
-    def _ready_loads(self) -> deque[Any]:
-        return self._ready
 
     def _next_load(self) -> MessageBatch | None:
         if not self._has_work():
@@ -668,7 +665,8 @@ class WorkerPool:
         if not self._dispatchers or self._turning:
             return None
         dispatcher = self._dispatchers.popleft()
-        self._wake_next()
+        if self._dispatchers and self._coming is None:
+            self._wake()
         return dispatcher
 
     def park(self, worker: Worker) -> bool:
