@@ -188,16 +188,19 @@ class _Usual(Struct, forbid_unknown_fields=True, gc=False):
 
 
 _decode_usual: Final = Decoder(_Usual).decode
+#: What most envelopes begin with.
+_BEGINNING: Final = b'{"body": "'
 
 
 def usual_contents(raw: bytes) -> Contents | None:
     """Open an envelope in one step; None: not all of it is as most programs write it."""
-    # What may stand for a typed value is left to the codec.
-    if raw.find(b"__type__") >= 0 or raw.find(b"\\") >= 0:
-        return None
     try:
         found = _decode_usual(raw)
     except Exception:  # that of older versions is no ValueError
+        return None
+    # What may stand for a typed value is left to the codec: not the body, which comes first.
+    behind = raw.find(b'"', len(_BEGINNING)) if raw.startswith(_BEGINNING) else 0
+    if raw.find(b"__type__", behind) >= 0 or raw.find(b"\\") >= 0:
         return None
     properties = found.properties
     if properties.get("body_encoding") != "base64":

@@ -9,9 +9,10 @@ Published messages of one kind differ in body and tag only, so the rest is kept:
 
 from __future__ import annotations
 
-from binascii import b2a_base64
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.json import Encoder
 
 from greenconn.broker import envelope
 from greenconn.broker.channel import Prepared
@@ -39,6 +40,8 @@ LARGE: Final = 1024 * 1024
 KEPT: Final = 1024
 
 _NO_HEADERS: Final[dict[str, Any]] = {}
+#: Return bytes as text in base 64 in quotes, in half the time of binascii.
+_base64_json: Final = Encoder().encode
 #: (content encoding, content type, delivery mode) -> the middle of the envelope.
 _middles: dict[tuple[Any, Any, Any], bytes] = {}
 
@@ -159,7 +162,7 @@ class Outgoing(Prepared):
     def body_json(self, encoding: str | None) -> bytes:
         """Return the body as it stands in the envelope."""
         if encoding:
-            return b'"%b"' % b2a_base64(self.raw, newline=False)
+            return _base64_json(self.raw)
         return dumps(self.body).encode()
 
     def route_json(self, exchange: str, routing_key: str, encoding: str | None) -> bytes:

@@ -77,6 +77,10 @@ def too_long(limit: str, size: int | None = None) -> ContentTooLarge:
     )
 
 
+#: Bytes of an envelope around its parts.
+_FRAME: Final = len(b'{"body": ' + b'"}}')
+
+
 class Routed:
     """Commands that store one message in several queues, or in one that may have ended.
 
@@ -277,20 +281,13 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
             message.delivery_info is None  # not one that is sent on
             and self._heads.get((routing_key, message.priority))
         ) or self._head(message, routing_key)
-        raw = b"".join(
-            (
-                b'{"body": ',
-                message.body_json(self._encoding),
-                message.middle,
-                route,
-                self._tags.next(),
-                b'"}}',
-            )
-        )
-        length = len(raw)
+        body, middle, tag = message.body_json(self._encoding), message.middle, self._tags.next()
+        length = len(body) + len(middle) + len(route) + len(tag) + _FRAME
         if length > self._most:
             self._check_size(length)
-        return b"%b%d\r\n%b\r\n" % (head, length, raw)
+        # In one step: a body may be large.
+        start = b'%d\r\n{"body": ' % length
+        return b"".join((head, start, body, middle, route, tag, b'"}}\r\n'))
 
     def _check_size(self, size: int) -> None:
         """See that a message of so many bytes may be sent.  May switch.

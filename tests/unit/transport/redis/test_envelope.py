@@ -213,6 +213,8 @@ def _outcome(function: Callable[[str, bytes], Any], head: str, body: bytes) -> s
         b'{"body": "QQ==", "more": 1, "properties": {"body_encoding": "base64", "delivery_info": {}}}',
         b'{"body": "QQ==", "properties": {"body_encoding": "base64", "delivery_info": {}}, "headers":'
         b' {"at": {"__type__": "date", "__value__": "2026-11-25"}}}',
+        b'{"body": "", "properties": {"body_encoding": "base64", "delivery_info": {}}, "headers":'
+        b' {"at": {"__type__": "date", "__value__": "2026-11-25"}}, "body": "' + b"A" * 400 + b'"}',
         b'{"body": "QQ=="}',
         b'["body"]',
         b'{"body": "QQ==", "prop',
