@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from time import monotonic
 from typing import Any
@@ -399,3 +400,27 @@ def test_consumers_are_counted_across_processes(beanstalk_url: str, unique: str)
         assert not one.set_consumers(unique, 1)
         assert three.set_consumers(unique, 0)
         assert one.set_consumers(unique, 1, exclusive=True)
+
+
+def test_a_tube_is_asked_for_as_many_jobs_as_it_may_have(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+
+        def reserves() -> int:
+            found = re.search(rb"cmd-reserve-with-timeout: (\d+)", raw("stats").body)
+            assert found is not None
+            return int(found[1])
+
+        store.make_queue(unique, PLAIN)
+        before = 0
+        for number in range(11):
+            store.put([entry(unique)])
+            assert len(store.claim({unique: 100}, SOON)) == 1
+            if not number:  # the first one also empties what the killed have left
+                before = reserves()
+        assert reserves() - before < 100  # where each was asked for a hundred, a thousand
+        store.put([entry(unique) for _ in range(150)])
+        sizes: list[int] = []
+        while sum(sizes) < 150:
+            sizes.append(len(store.claim({unique: 100}, SOON)))
+        assert max(sizes) > 50
+        assert len(sizes) < 15

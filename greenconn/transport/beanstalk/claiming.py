@@ -4,7 +4,8 @@ beanstalkd hands out the oldest job of all watched tubes, so one tube with many 
 waiting, and how many come from which cannot be known beforehand.  So tubes that had more the last time
 (*hot* ones) are each watched alone for a moment, in turn, over the command connection, with no more
 ``reserve`` than there is room.  All others are watched together by the reserve connection, which waits;
-the first job of one makes it hot.
+the first job of one makes it hot.  A tube is asked for a few jobs first, and for twice as many each time
+that it has all of them: one that gets a job now and then is not asked for a hundred.
 
 Ending a wait
     beanstalkd reads nothing from a connection that waits in ``reserve``, and no other connection may
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
     from greenconn.transport.beanstalk import BeanstalkStore
     from greenconn.wire.tls import TlsSession
 
-#: Messages that one claim takes.
+#: Messages that one claim takes, and those that it asks a tube for first.
 CLAIM: Final = 100
+FIRST: Final = 4
 #: Prefix of the tubes of wake-up jobs; no queue's tube has it.
 WAKEUP_TUBES: Final = b"$wakeup."
 #: Longest wait, in seconds, while there is no wake-up job.
@@ -309,8 +311,8 @@ class Claims:
     def __init__(self, store: BeanstalkStore, server: CommandConnection) -> None:
         self._store = store
         self._server = server
-        #: Tubes that may have more, those that were served longest ago first.
-        self._hot: dict[bytes, None] = {}
+        #: Tubes that may have more, each with the jobs to ask for; served longest ago first.
+        self._hot: dict[bytes, int] = {}
         #: Something else is wanted than the claim that is under way knows.
         self._is_stale = False
         #: The claim that is under way is over.
@@ -356,7 +358,7 @@ class Claims:
         described = server.describe(found)
         for reserved in described:
             if reserved.job.post == waiting.post_at_once:
-                self._hot.setdefault(reserved.tube)
+                self._hot.setdefault(reserved.tube, FIRST)
         return described
 
     def _take_hot(self, hot: list[bytes], wanted: Mapping[bytes, int]) -> list[Reserved]:
@@ -364,12 +366,12 @@ class Claims:
         if not hot:
             return []
         share = max(CLAIM // len(hot), 1)
-        shares = [(tube, min(wanted[tube], share)) for tube in hot[:CLAIM]]
+        shares = [(tube, min(wanted[tube], share, self._hot[tube])) for tube in hot[:CLAIM]]
         found: list[Reserved] = []
         for (tube, count), replies in zip(shares, self._server.take(shares), strict=True):
-            self._hot.pop(tube, None)
+            asked = self._hot.pop(tube, FIRST)
             if len(replies) == count:
-                self._hot[tube] = None
+                self._hot[tube] = min(2 * asked, CLAIM)
             found += [(reply, self._server.post) for reply in replies]
         return found
 
