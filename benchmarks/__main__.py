@@ -21,7 +21,8 @@ from rich.progress import Progress
 from benchmarks.boards import BOARDS, Board
 from benchmarks.chart import add_option, draw
 from benchmarks.native import FOLDER, NATIVE, CannotBuild
-from benchmarks.runner import Results, broker, measured, profiled
+from benchmarks.runner import Results, measured, profiled
+from benchmarks.servers import broker
 from benchmarks.table import Report
 
 #: Rounds and messages of ``--quick``.
@@ -39,7 +40,7 @@ def main() -> int:
         except (OSError, ValueError) as exc:
             sys.exit(f"{options.figures}: {exc}")
     else:
-        with broker(board, options.url) as url:
+        with broker(board.name, options.url) as url:
             if options.profile:
                 rival = (options.rival or ["greenconn"])[0]
                 return profiled(board, options.profile, rival, messages=options.count, url=url)

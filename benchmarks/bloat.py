@@ -21,8 +21,8 @@ import psycopg
 from gevent.pool import Group
 
 from benchmarks.boards import POSTGRESQL
-from benchmarks.runner import broker
 from benchmarks.scale import aligned
+from benchmarks.servers import broker
 from greenconn import Connection, Queue, spawn_consumer
 
 QUEUE: Final = "greenconn-bloat"
@@ -65,7 +65,7 @@ def main() -> int:
     elif options.role == "consume":
         consume(options.url, options.interval)
     else:
-        with broker(POSTGRESQL, options.url) as url:
+        with broker(POSTGRESQL.name, options.url) as url:
             print("\n".join(aligned(measure(url, options), HEADINGS)))
     return 0
 

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from benchmarks.boards import RABBITMQ
-from benchmarks.runner import broker
+from benchmarks.servers import broker
 
 GREENCONN: Final = "greenconn.contrib.celery:AmqpTransport"
 
@@ -60,7 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     costs: dict[str, list[float]] = {name: [] for name in WORKERS}
     rates: dict[str, list[float]] = {name: [] for name in WORKERS}
-    with broker(RABBITMQ, options.url) as url:
+    with broker(RABBITMQ.name, options.url) as url:
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for name, worker in WORKERS.items():

@@ -28,13 +28,12 @@ from typing import Any, Final
 
 import gevent
 
-from benchmarks.boards import POSTGRESQL, RABBITMQ, REDIS, SQLITE
-from benchmarks.runner import broker
+from benchmarks.boards import RABBITMQ, SQLITE
 from benchmarks.scale import Server, aligned
+from benchmarks.servers import SERVERS, broker
 from benchmarks.stage import BODY
 from greenconn import Connection, Queue, spawn_consumer, stop_consumers
 
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, SQLITE, POSTGRESQL)}
 ARRIVALS: Final = ("filled", "burst", "steady")
 #: Seconds that each step may take.
 TIMEOUT: Final = 600.0
@@ -67,7 +66,7 @@ def main() -> int:
     for arrivals, waiting, processes in product(
         options.arrivals, options.waiting, options.processes
     ):
-        with broker(BOARDS[options.broker], options.url) as url:
+        with broker(options.broker, options.url) as url:
             rows.append(_measure(url, arrivals, waiting, processes, options))
         print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps(rows) if options.json else "\n".join(aligned(rows, HEADINGS)))
@@ -81,7 +80,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--broker", choices=sorted(BOARDS), default=RABBITMQ.name)
+    add("--broker", choices=sorted(SERVERS), default=RABBITMQ.name)
     add("--url", help="a broker to use; without it private ones are started")
     add("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
     add("--arrivals", choices=ARRIVALS, nargs="+", default=list(ARRIVALS))

@@ -3,76 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.boards import (
-    COUCHDB,
-    MONGODB,
-    POSTGRESQL,
-    RABBITMQ,
-    RABBITMQ_LOAD,
-    REDIS,
-    REDIS_CLUSTER,
-    SQLITE,
-    SQS,
-    Board,
-)
+from benchmarks.boards import Board
 from benchmarks.clock import Figures
-from tests.brokers import couchdb_server, mongodb_server
-from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import (
-    AMQP_URL,
-    COUCHDB_URL,
-    MONGODB_URL,
-    POSTGRESQL_URL,
-    REDIS_URL,
-    SQS_URL,
-)
-from tests.brokers.keeper import Keeper
-from tests.brokers.moto import MotoServer
-from tests.brokers.postgresql import PostgresServer
-from tests.brokers.rabbitmq import RabbitMQ
-from tests.brokers.redis_cluster import RedisCluster
-from tests.brokers.redis_server import RedisServer
 
 TIMEOUT = 300
-
-
-class _Folder:
-    """Stands for a server where a file is all there is."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self._folder = TemporaryDirectory(prefix="greenconn-benchmark-")
-        self.url = f"sqlite:///{self._folder.name}/benchmark.db"
-
-    def start(self) -> None:
-        """Nothing is to be started."""
-
-
-#: The server counts its statements.
-_COUNTING: Final = ("shared_preload_libraries = 'pg_stat_statements'",)
-
-#: Board -> what is started for it, and the variable that names the user's own.
-_SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
-    RABBITMQ.name: (RabbitMQ, AMQP_URL),
-    RABBITMQ_LOAD.name: (RabbitMQ, AMQP_URL),
-    REDIS.name: (RedisServer, REDIS_URL),
-    REDIS_CLUSTER.name: (partial(RedisCluster, replicas=0), "GREENCONN_TEST_REDIS_CLUSTER_URL"),
-    MONGODB.name: (mongodb_server.KIND, MONGODB_URL),
-    SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
-    COUCHDB.name: (couchdb_server.KIND, COUCHDB_URL),
-    SQS.name: (MotoServer, SQS_URL),
-    POSTGRESQL.name: (partial(PostgresServer, settings=_COUNTING), POSTGRESQL_URL),
-}
 
 
 @dataclass
@@ -86,21 +27,6 @@ class Results:
         """One figure, of all rounds."""
         rounds = self.figures.get((work, rival), [])
         return [figures[key] for figures in rounds if key in figures]
-
-
-@contextmanager
-def broker(board: Board, url: str | None) -> Iterator[str]:
-    """The broker at *url*, or that of the environment, or a private one."""
-    server, variable = _SERVERS[board.name]
-    url = url or os.environ.get(variable)
-    if url:
-        yield url
-        return
-    raise_limit()
-    with Keeper() as keeper:
-        private = server(keeper)
-        private.start()
-        yield private.url
 
 
 def measured(

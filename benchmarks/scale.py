@@ -14,7 +14,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any, Final
@@ -22,15 +21,12 @@ from urllib.parse import urlsplit
 
 import gevent
 
-from benchmarks.boards import POSTGRESQL, RABBITMQ, REDIS, SQLITE
+from benchmarks.boards import RABBITMQ
 from benchmarks.memory import Growth
-from benchmarks.runner import broker
+from benchmarks.servers import MEMORY, SERVERS, broker
 from greenconn import Connection, Queue, spawn_consumer
 from greenconn.worker import ConsumerGreenlet
 
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, POSTGRESQL, SQLITE)}
-#: The broker in this process, which none starts.
-MEMORY: Final = "memory"
 #: Seconds that each step may take.
 TIMEOUT: Final = 1800.0
 #: Seconds until what has started is at rest.
@@ -69,7 +65,7 @@ def main() -> int:
         return 0
     rows = []
     for count in options.consumers:
-        with _broker(options.broker) as url:
+        with broker(options.broker) as url:
             command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:]]
             done = subprocess.run(
                 [*command, "--url", url, "--consumers", str(count)],
@@ -83,14 +79,9 @@ def main() -> int:
     return 0
 
 
-def _broker(name: str) -> AbstractContextManager[str]:
-    """Return what starts a broker, and the URL of that."""
-    return nullcontext("memory://scale") if name == MEMORY else broker(BOARDS[name], None)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--broker", choices=sorted([*BOARDS, MEMORY]), default=RABBITMQ.name)
+    parser.add_argument("--broker", choices=sorted([*SERVERS, MEMORY]), default=RABBITMQ.name)
     parser.add_argument("--consumers", type=int, nargs="+", default=[5000, 10000, 20000, 50000])
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--queues", type=int, default=0, help="0: as many as consumers")

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from benchmarks.boards import BOARDS, Board
 from benchmarks.chart import OTHERS, OURS, STYLE, TEXT, add_option
-from benchmarks.runner import broker, run
+from benchmarks.runner import run
+from benchmarks.servers import broker
 from benchmarks.table import plain
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -137,7 +138,7 @@ def _measured(source: Path, options: argparse.Namespace, console: Console) -> It
         for name in names:
             board = BOARDS[name]
             ratios: dict[str, list[float]] = {work: [] for work in WORKS[name]}
-            with broker(board, None) as before, broker(board, None) as now:
+            with broker(board.name) as before, broker(board.name) as now:
                 for _ in range(options.rounds):
                     for work in ratios:
                         progress.update(task, advance=1, description=f"{name}, {work}")
