@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from gevent import get_hub, getcurrent, sleep
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import Envelope, check_headers, copied, encoded, prepared
@@ -633,7 +632,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
             stored_as = properties["body_encoding"] = link.store.body_encoding
             properties["delivery_tag"] = link.tags.next().decode()
             if stored_as:
-                body = b2a_base64(body, newline=False).decode()
+                body = to_builtins(body)  # as text in base 64
         envelope = {
             "body": body,
             "content-encoding": encoding,

@@ -22,12 +22,13 @@ transport option ``dead_letter_queue``; without either they are dropped.  Header
 from __future__ import annotations
 
 import logging
-from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from msgspec import to_builtins
 
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.port import (
@@ -665,7 +666,7 @@ class StoreSettlements(Settlements):
         body = message.raw or dumps(message.envelope).encode()
         encoding = self._store.body_encoding
         return {
-            "body": b2a_base64(body, newline=False).decode() if encoding else body,
+            "body": to_builtins(body) if encoding else body,
             "content-type": None,
             "content-encoding": None,
             "headers": {},

@@ -28,7 +28,7 @@ from gevent import joinall
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.envelope import UNSENDABLE, read_envelope, unsendable
+from greenconn.broker.envelope import UNSENDABLE, envelope_json, read_envelope, unsendable
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ContentTooLarge
@@ -36,7 +36,6 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
-from greenconn.jsoncodec import dumps
 from greenconn.transport.SQS.queues import (
     FIFO,
     SQS_MAX_MESSAGES,
@@ -748,7 +747,7 @@ def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
     if attributes is not None or "sqs_message" in (properties.get("delivery_info") or {}):
         envelope = {**envelope, "properties": _without_ours(properties)}
     try:
-        text = dumps(envelope)
+        text = envelope_json(envelope)
     except UNSENDABLE:
         raise unsendable(headers, properties) from None
     fields: dict[str, Any] = {

@@ -28,7 +28,7 @@ from gevent.lock import BoundedSemaphore
 
 from greenconn._version import __version__
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.envelope import read_envelope
+from greenconn.broker.envelope import envelope_json, read_envelope
 from greenconn.broker.errors import Method, invalid_argument
 from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
@@ -38,7 +38,6 @@ from greenconn.exceptions import PreconditionFailed
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.stream import connect_tcp
-from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.claiming import CLAIM, Claims, Reservations, ReserveConnection
 from greenconn.transport.beanstalk.connection import (
     CommandConnection,
@@ -437,7 +436,7 @@ class BeanstalkStore(Store):
             envelope = entry.envelope
             if entry.lifetime is not None:
                 envelope = {**envelope, EXPIRES_AT: time() + entry.lifetime}
-            body = bodies[key] = dumps(envelope).encode()
+            body = bodies[key] = envelope_json(envelope).encode()
         limit = self._server.longest_job
         if len(body) > limit:
             raise JobTooBig(

@@ -42,7 +42,7 @@ from urllib.parse import quote, unquote, urlencode
 
 import gevent
 
-from greenconn.broker.envelope import Envelope, mark_redelivered, read_envelope
+from greenconn.broker.envelope import Envelope, envelope_json, mark_redelivered, read_envelope
 from greenconn.broker.exchanges import Row
 from greenconn.broker.port import Claimed, Entry
 from greenconn.exceptions import (
@@ -57,7 +57,6 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.jsoncodec import dumps
 
 #: A JSON object.
 Document: TypeAlias = dict[str, Any]
@@ -154,7 +153,7 @@ class Writer:
         doc: Document = {
             "_id": message_id(entry.queue, entry.priority, self._micros, self._origin),
             "queue": entry.queue,
-            "payload": dumps(entry.envelope),
+            "payload": envelope_json(entry.envelope),
         }
         if entry.delay:
             doc["due_at"] = now + entry.delay
@@ -213,7 +212,7 @@ def _marked_redelivered(payload: Any) -> Any:
     try:
         envelope = read_envelope(payload)
         mark_redelivered(envelope)
-        return dumps(envelope)
+        return envelope_json(envelope)
     except Exception:  # a stranger's may be of any form
         return payload
 

@@ -26,6 +26,7 @@ from pymongo import ASCENDING, IndexModel, ReplaceOne, errors
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.envelope import envelope_json
 from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
@@ -40,7 +41,6 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
-from greenconn.jsoncodec import dumps
 from greenconn.transport.mongodb.changes import PREFIX, Broadcast, Copy, Notifications, broadcast_of
 from greenconn.transport.mongodb.client import (
     DEAD_AT,
@@ -408,7 +408,7 @@ class MongoStore(Store):
         for number, entry in enumerate(entries):
             if entry.envelope is not envelope:  # one message may go to many queues
                 envelope = entry.envelope
-                payload = dumps(envelope)
+                payload = envelope_json(envelope)
             if len(payload) > LARGEST - _OVERHEAD:
                 outcomes[number] = _too_large(len(payload))
             elif entry.queue.startswith(PREFIX):
@@ -499,7 +499,7 @@ class MongoStore(Store):
             if entry is None or not entry.delay or not isinstance(request.handle, Handle):
                 left.append(request)
                 continue
-            payload = dumps(entry.envelope)
+            payload = envelope_json(entry.envelope)
             if len(payload) > LARGEST - _OVERHEAD:
                 left.append(self.unless_refused(request, [_too_large(len(payload))]))
                 continue

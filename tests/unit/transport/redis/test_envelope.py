@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.broker import envelope as virtual
-from greenconn.broker.envelope import contents_in, contents_of_head, joined
+from greenconn.broker.envelope import contents_in, contents_of_head, envelope_json, joined
 from greenconn.compression import compress
 from greenconn.exceptions import DecodeError
 from greenconn.jsoncodec import dumps, loads
@@ -188,6 +188,21 @@ def test_what_is_opened_at_once_is_the_same_as_in_steps(
     del found["body"]
     head = json.dumps(found, ensure_ascii=ensure_ascii)
     assert _outcome(contents_of_head, head, b"QQ==") == _outcome(_in_steps, head, b"QQ==")
+
+
+@given(body=_bodies, headers=st.dictionaries(st.text(max_size=8), _json, max_size=2))
+def test_an_envelope_is_written_as_json_of_ascii(body: Any, headers: Any) -> None:
+    written = {"body": body, "headers": headers, "properties": {}}
+    text = envelope_json(written)
+    assert text.isascii()
+    assert repr(loads(text)) == repr(loads(dumps(written)))
+
+
+@given(body=st.binary(max_size=30), cut=st.integers(1, 8))
+def test_base_64_may_be_in_lines(body: bytes, cut: int) -> None:
+    text = b64encode(body).decode()
+    for written in (text, text.encode(), f"{text[:cut]}\n{text[cut:]}\n"):
+        assert contents_in({"body": written, "properties": {"body_encoding": "base64"}})[4] == body
 
 
 def _in_steps(head: str, body: bytes) -> Any:
