@@ -180,6 +180,8 @@ class StoreChannel(StdChannel, Generic[L]):
     entities_class: ClassVar[type[Entities]] = SharedEntities
     #: The class of its consumers.
     consumer_class: ClassVar[type[Consumer]] = StoreConsumer
+    #: Its ``queue_declare`` counts no messages with *nowait*, and reports errors all the same.
+    may_skip_counts: ClassVar[bool] = True
     #: The arguments that this transport implements; the log warns of others.  These are implemented by
     #: the channel, whatever the store.
     supported_arguments: SupportedArguments = SupportedArguments(
@@ -514,6 +516,7 @@ class StoreChannel(StdChannel, Generic[L]):
             passive: only check that it exists.
             exclusive: only this connection may use it, and it is deleted with the connection.
             auto_delete: it is deleted when its last consumer leaves.
+            nowait: the numbers are not wanted, and are 0; some brokers count each message for them.
             arguments: ``x-message-ttl`` and the like; the page of the transport lists those that are
                 supported.
 
@@ -532,7 +535,9 @@ class StoreChannel(StdChannel, Generic[L]):
             owner=self.connection.owner if exclusive else None,
             arguments=dict(arguments or {}),
         )
-        return self.entities.declare_queue(plain_text(queue), declared, passive=passive)
+        return self.entities.declare_queue(
+            plain_text(queue), declared, passive=passive, counted=not nowait
+        )
 
     def has_dead_letters(
         self, queue: str, routing_key: str = "", headers: Mapping[str, Any] | None = None

@@ -227,7 +227,7 @@ class Entities:
         """Note a new binding.  May switch."""
 
     def declare_queue(
-        self, queue: str, declared: Declaration, *, passive: bool
+        self, queue: str, declared: Declaration, *, passive: bool, counted: bool = True
     ) -> queue_declare_ok_t:
         """Make a queue, or check that the existing one is the same.  May switch."""
         raise NotImplementedError
@@ -484,7 +484,7 @@ class SharedEntities(Entities):
     # -- queues
 
     def declare_queue(
-        self, queue: str, declared: Declaration, *, passive: bool
+        self, queue: str, declared: Declaration, *, passive: bool, counted: bool = True
     ) -> queue_declare_ok_t:
         """Make a queue, or check that the existing one is the same."""
         link = self._link
@@ -496,7 +496,9 @@ class SharedEntities(Entities):
             self._channel.warn_of_unsupported(ArgumentOf.QUEUE, name, declared.arguments)
             link.directory.declare(name, declared)
         self.last_queue = name
-        return queue_declare_ok_t(name, *link.directory.counts([name])[name])
+        return queue_declare_ok_t(
+            name, *(link.directory.counts([name])[name] if counted else (0, 0))
+        )
 
     def purge_queue(self, queue: str) -> int:
         """Drop the messages that wait in a queue and return how many there were."""

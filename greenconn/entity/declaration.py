@@ -429,16 +429,28 @@ def _look_up(session: Session, name: str, passive: bool) -> None:
     # no other: a thousand names may stand in line for a few channels, whose calls end in time.
     run, deadline = session.utility.run, Deadline()
     try:
-        run(lambda channel: channel.queue_declare(queue=name, passive=True), deadline)
+        run(lambda channel: _declare_uncounted(channel, queue=name, passive=True), deadline)
     except ResourceLocked:
         return  # another connection's own queue: it exists, and may be published to
     except NotFound as exc:
         if passive or is_unavailable(exc) or is_defined_by_consumer(session, name):
             raise
         run(
-            lambda channel: channel.queue_declare(queue=name, durable=True, auto_delete=False),
+            lambda channel: _declare_uncounted(
+                channel, queue=name, durable=True, auto_delete=False
+            ),
             deadline,
         )
+
+
+def _declare_uncounted(channel: Channel, **how: Any) -> None:
+    """Declare a queue whose numbers are not wanted, which a store would have to count."""
+    channel.queue_declare(**how, nowait=_may_skip_counts(channel))
+
+
+def _may_skip_counts(channel: Channel | None) -> bool:
+    # Of the type: a program's stand-in for a channel has every attribute.
+    return bool(getattr(type(channel), "may_skip_counts", False))
 
 
 class _Awaited:
@@ -586,7 +598,10 @@ class Declarations:
         """
         if self._waits_for(entity):
             self.finish()
-            entity.declare(channel=self._channel)
+            if _may_skip_counts(self._channel) and _needs_no_reply(entity):
+                entity.declare(channel=self._channel, nowait=True)
+            else:
+                entity.declare(channel=self._channel)
         else:
             self._send(entity.declare)
 

@@ -21,6 +21,7 @@ import greenconn
 from greenconn import Connection, Queue
 from greenconn.exceptions import (
     NotAllowed,
+    NotFound,
     OperationalError,
     PublishRefused,
     RecoverableConnectionError,
@@ -787,3 +788,36 @@ def test_links_of_one_process_wake_one_another_without_pipes(
             assert got.get(timeout=SOON) == number
         assert consumer.stop(SOON)
     assert not written
+
+
+def test_who_uses_a_queue_does_not_have_its_messages_counted(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Connection(sqlite_url) as connection:
+        Queue("q")(connection.default_channel).declare()
+    counted: list[object] = []
+    counts = SqliteStore.counts
+
+    def counting(self: SqliteStore, names: Any) -> Any:
+        counted.append(names)
+        return counts(self, names)
+
+    monkeypatch.setattr(SqliteStore, "counts", counting)
+    handled = GreenQueue[object]()
+    targets: list[Any] = ["q", Queue("q")]
+    with Connection(sqlite_url) as connection:
+        for target in targets:
+            greenconn.publish(target, "x", connection=connection)
+            consumer = greenconn.spawn_consumer(
+                target, lambda body, message: handled.put(body), connection=connection
+            )
+            assert handled.get(timeout=SOON) == "x"
+            assert consumer.stop(SOON)
+        assert counted == []
+        found = connection.default_channel.queue_declare("q", passive=True, nowait=True)
+        assert (found.queue, found.message_count) == ("q", 0)
+        with pytest.raises(NotFound):
+            connection.channel().queue_declare("none", passive=True, nowait=True)
+        greenconn.publish("q", "y", connection=connection)
+        assert connection.default_channel.queue_declare("q", passive=True).message_count == 1
+        assert len(counted) == 1

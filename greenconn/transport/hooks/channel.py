@@ -374,7 +374,7 @@ class HookedEntities(Entities):
         )
 
     def declare_queue(
-        self, queue: str, declared: Declaration, *, passive: bool
+        self, queue: str, declared: Declaration, *, passive: bool, counted: bool = True
     ) -> queue_declare_ok_t:
         """Make a queue.
 
@@ -399,7 +399,7 @@ class HookedEntities(Entities):
             raise no_queue(name, hooks.virtual_host, Method.QUEUE_DECLARE)
         self.last_queue = name
         hooks.connection.declared.add(name)
-        return queue_declare_ok_t(name, hooks._size(name), 0)
+        return queue_declare_ok_t(name, hooks._size(name) if counted else 0, 0)
 
     def delete_queue(self, queue: str, if_unused: bool, if_empty: bool) -> int:
         """Delete a queue and its bindings; return how many messages it had.
@@ -530,6 +530,8 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     supports_fanout = False
     entities_class: ClassVar[type[Entities]] = HookedEntities
     consumer_class: ClassVar[type[Consumer]] = HookConsumer
+    #: A program's own ``queue_declare`` may be kombu's.
+    may_skip_counts: ClassVar[bool] = False
     Message: ClassVar[type[StoredMessage]] = StoredMessage
     QoS: ClassVar[type[Unacked]] = Unacked
     #: Whether unacknowledged messages are requeued when the channel closes.

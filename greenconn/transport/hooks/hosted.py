@@ -175,6 +175,7 @@ class HostedChannel(StoreChannel[StoreLink]):
 
     connection: HostedLink
     entities_class: ClassVar[type[Entities]] = Entities
+    may_skip_counts: ClassVar[bool] = False
 
     def __init__(self, connection: HostedLink) -> None:
         self.raw = connection.open_channel()
