@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import product
+from itertools import product, repeat
 from pathlib import Path
 from struct import Struct
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import gevent
 
+import greenconn
 from benchmarks.boards import RABBITMQ, SQLITE
 from benchmarks.scale import Server, aligned
 from benchmarks.servers import SERVERS, broker
@@ -120,7 +121,13 @@ def _measure(
             for place in range(processes)
         ]
         if arrivals == "filled":
-            _publish(connection, options.messages + waiting, 0)
+            greenconn.publish_many(
+                QUEUE,
+                repeat(BODY, options.messages + waiting),
+                connection=connection,
+                timeout=TIMEOUT,
+                delivery_mode="transient",
+            )
             began, cpu = monotonic(), server.cpu_seconds if server else 0.0
             _tell(consumers)
         else:
@@ -236,14 +243,15 @@ def _consume(options: argparse.Namespace) -> None:
         with Connection(options.url) as connection:
             connection.connect()
             print("connected", flush=True)
-            sys.stdin.readline()
+            told = gevent.get_hub().threadpool.apply
+            told(sys.stdin.readline)
             began = process_time()
             consumer = spawn_consumer(
                 QUEUE, handle, connection=connection, prefetch_count=options.prefetch
             )
             consumer.wait_ready(TIMEOUT)
             print("consuming", flush=True)
-            gevent.get_hub().threadpool.apply(sys.stdin.readline)
+            told(sys.stdin.readline)
             print(process_time() - began, handled, flush=True)
             stop_consumers(TIMEOUT)
 
