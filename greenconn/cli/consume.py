@@ -144,10 +144,6 @@ def body_text(body: Any) -> str:
     return body if isinstance(body, str) else json.dumps(body, default=repr, ensure_ascii=False)
 
 
-if TYPE_CHECKING:
-    from greenconn.message import Message
-
-
 class MessagePrinter:
     """Prints and counts messages.
 

@@ -429,22 +429,28 @@ def _look_up(session: Session, name: str, passive: bool) -> None:
     # no other: a thousand names may stand in line for a few channels, whose calls end in time.
     run, deadline = session.utility.run, Deadline()
     try:
-        run(lambda channel: _declare_uncounted(channel, queue=name, passive=True), deadline)
+        run(lambda channel: declare_uncounted(channel, queue=name, passive=True), deadline)
     except ResourceLocked:
         return  # another connection's own queue: it exists, and may be published to
     except NotFound as exc:
         if passive or is_unavailable(exc) or is_defined_by_consumer(session, name):
             raise
         run(
-            lambda channel: _declare_uncounted(
-                channel, queue=name, durable=True, auto_delete=False
-            ),
+            lambda channel: declare_uncounted(channel, queue=name, durable=True, auto_delete=False),
             deadline,
         )
 
 
-def _declare_uncounted(channel: Channel, **how: Any) -> None:
-    """Declare a queue whose numbers are not wanted, which a store would have to count."""
+def declare_uncounted(channel: Channel, **how: Any) -> None:
+    """Declare a queue, and do not have a store count its messages.  May switch.
+
+    Arguments:
+        how: arguments of ``Channel.queue_declare``.
+
+    Raises:
+        NotFound: there is no such queue, of a passive one.
+        ChannelError, ConnectionError, TimeoutError: as each declaration.
+    """
     channel.queue_declare(**how, nowait=_may_skip_counts(channel))
 
 

@@ -298,10 +298,6 @@ def name_of(exchange: Any) -> Any:
     return exchange.name if isinstance(exchange, Exchange) else exchange
 
 
-if TYPE_CHECKING:
-    from greenconn.abc import Channel
-
-
 def shown(text: object) -> str:
     """Return a name as ``repr`` shows it, without the quotes."""
     return repr(text)[1:-1]

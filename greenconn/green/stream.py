@@ -691,10 +691,6 @@ def _is_known(exc: BaseException) -> None:
     """Ignore the end of a stream that its owner closed."""
 
 
-if TYPE_CHECKING:
-    from greenconn.wire.tls import TlsSession
-
-
 class PipelineLife(ABC):
     """Open until it is closed or lost; who waits for a reply then gets the error, once.
 

@@ -57,6 +57,10 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import HANDLERS, name_of, spawn
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
     from greenconn.abc import Channel
     from greenconn.message import Message
     from greenconn.worker.lifecycle import ConsumerLifecycle
@@ -787,14 +791,6 @@ def _log_blocking(name: str, queue: str, seconds: float) -> None:
         cause,
         extra={"queue": queue, "consumer": queue},
     )
-
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
-    from greenconn.message import Message
 
 
 class NotBegun(GreenletExit):

@@ -30,6 +30,7 @@ from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.delays import DELAY, seconds_until
 from greenconn.encoding import safe_repr
 from greenconn.entity import Queue
+from greenconn.entity.declaration import declare_uncounted
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import KombuError, NotFound, error_summary, error_text, escaped
 from greenconn.green.deadline import Deadline
@@ -43,8 +44,9 @@ from greenconn.worker.options import QueueLike
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from greenconn.connection import Connection
+    from greenconn.abc import Channel
     from greenconn.message import Message
+    from greenconn.session.session import Session
     from greenconn.worker.lifecycle import ConsumerLifecycle
 
 logger = logging.getLogger("greenconn.worker")
@@ -412,11 +414,6 @@ def _route_headers(message: Message) -> dict[str, Any]:
     return headers
 
 
-if TYPE_CHECKING:
-    from greenconn.message import Message
-    from greenconn.session.session import Session
-
-
 class DeadLetterExchanges:
     """The dead-letter exchanges of the queues that one connection consumes from, as far as known.
 
@@ -519,19 +516,12 @@ class DeadLetterExchanges:
                     deadline,  # of which the broker checks nothing but the name
                 )
             elif isinstance(key, str) and key and key != queue:
-                run(lambda channel: channel.queue_declare(key, passive=True), deadline)
+                run(lambda channel: declare_uncounted(channel, queue=key, passive=True), deadline)
             else:
                 return False  # it would come back
         except NotFound:
             return False
         return True
-
-
-if TYPE_CHECKING:
-    from greenconn.abc import Channel
-    from greenconn.connection import Connection
-    from greenconn.message import Message
-    from greenconn.publishing.publisher import OutgoingMessage
 
 
 def count_of(channel: Channel, queue: str) -> int:
@@ -718,12 +708,6 @@ def put_back(messages: list[Message]) -> None:
     """Leave messages in their queue, with no delivery counted."""
     for message in messages:
         message.put_back()
-
-
-if TYPE_CHECKING:
-    from greenconn.abc import Channel
-    from greenconn.message import Message
-    from greenconn.publishing.publisher import OutgoingMessage
 
 
 @dataclass(frozen=True)
