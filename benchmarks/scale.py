@@ -23,7 +23,7 @@ import gevent
 
 from benchmarks.boards import RABBITMQ
 from benchmarks.memory import Growth
-from benchmarks.servers import MEMORY, SERVERS, broker
+from benchmarks.servers import BROKERS, broker
 from greenconn import Connection, Queue, spawn_consumer
 from greenconn.worker import ConsumerGreenlet
 
@@ -81,7 +81,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--broker", choices=sorted([*SERVERS, MEMORY]), default=RABBITMQ.name)
+    parser.add_argument("--broker", choices=BROKERS, default=RABBITMQ.name)
     parser.add_argument("--consumers", type=int, nargs="+", default=[5000, 10000, 20000, 50000])
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--queues", type=int, default=0, help="0: as many as consumers")

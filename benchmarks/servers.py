@@ -73,6 +73,9 @@ SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     BEANSTALK: (Beanstalkd, BEANSTALK_URL),
 }
 
+#: All that :func:`broker` knows.
+BROKERS: Final = tuple(sorted((*SERVERS, MEMORY)))
+
 
 @contextmanager
 def broker(name: str, url: str | None = None) -> Iterator[str]:

@@ -23,7 +23,7 @@ from gevent.event import Event
 import greenconn
 from benchmarks.boards import RABBITMQ
 from benchmarks.scale import aligned
-from benchmarks.servers import MEMORY, SERVERS, broker
+from benchmarks.servers import BROKERS, broker
 from greenconn import Connection, Queue, spawn_consumer
 
 #: Bytes: 64, and then 16 times as many up to 1 MiB, and 16 MiB.
@@ -48,7 +48,7 @@ HEADINGS: Final = {
 def main() -> int:
     """Measure what the command line names, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__)
-    parser.add_argument("--broker", choices=sorted([*SERVERS, MEMORY]), default=RABBITMQ.name)
+    parser.add_argument("--broker", choices=BROKERS, default=RABBITMQ.name)
     parser.add_argument("--url", help="a broker to use; without it a private one is started")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="bytes of a body")
     parser.add_argument("--rounds", type=int, default=3)
