@@ -51,6 +51,12 @@ REDIS_CLUSTER: Final = Board(
     works={name: redis_works.WORKS[name] for name in ("publish", "publish_many", "consume")},
     rivals={"greenconn": redis_rivals.RIVALS["greenconn"]},
 )
+MEMORY: Final = Board(
+    name="memory",
+    stage="benchmarks.stores.memory",
+    works=store_works.MEMORY_WORKS,
+    rivals=store_rivals.MEMORY,
+)
 MONGODB: Final = Board(
     name="mongodb",
     stage="benchmarks.stores.mongodb",
@@ -85,6 +91,6 @@ BOARDS: Final = {
     board.name: board
     for board in (
         *(RABBITMQ, RABBITMQ_LOAD, REDIS, REDIS_CLUSTER),
-        *(MONGODB, COUCHDB, SQLITE, SQS, POSTGRESQL),
+        *(MEMORY, MONGODB, COUCHDB, SQLITE, SQS, POSTGRESQL),
     )
 }

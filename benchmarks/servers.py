@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from benchmarks.boards import (
     COUCHDB,
+    MEMORY,
     MONGODB,
     POSTGRESQL,
     RABBITMQ,
@@ -39,8 +40,6 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
 
-#: The broker in this process, which none starts.
-MEMORY: Final = "memory"
 #: One that has no table of rivals.
 BEANSTALK: Final = "beanstalk"
 
@@ -74,13 +73,13 @@ SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
 }
 
 #: All that :func:`broker` knows.
-BROKERS: Final = tuple(sorted((*SERVERS, MEMORY)))
+BROKERS: Final = tuple(sorted((*SERVERS, MEMORY.name)))
 
 
 @contextmanager
 def broker(name: str, url: str | None = None) -> Iterator[str]:
     """The broker at *url*, or that of the environment, or a private one."""
-    if name == MEMORY:
+    if name == MEMORY.name:
         yield "memory://benchmark"
         return
     server, variable = SERVERS[name]

@@ -34,6 +34,7 @@ class StoreApi:
         self.api = api
         self.url = url
         self.stage = stage
+        stage.api = api
 
     def close(self) -> None:
         """End the connections of the pools."""

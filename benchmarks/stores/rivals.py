@@ -35,6 +35,13 @@ MONGODB = rivals(
     )
 )
 
+MEMORY = rivals(
+    raw=Rival(
+        title="json and a deque",
+        module="benchmarks.stores.memory",
+        cannot={"publish_many": "it has no greenlets"},
+    )
+)
 
 #: What is not a driver's work.
 _NOT_BY_HAND = dict.fromkeys(("publish_200", "queues", "latency", "idle"), "")

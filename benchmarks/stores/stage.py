@@ -47,8 +47,12 @@ class StoreStage(Company):
 
     Arguments:
         url: of the server.
+
+    Attributes:
+        api: the library that is measured.
     """
 
+    api: Any = None
     peers = "benchmarks.stores.peers"
 
     def __init__(self, url: str) -> None:
@@ -73,13 +77,7 @@ class StoreStage(Company):
 
 
 class TableStage(StoreStage):
-    """Queues in tables, of which each library has its own.
-
-    Attributes:
-        api: the library that is measured, which fills its queues itself.
-    """
-
-    api: Any = None
+    """Queues that each library keeps in its own way, and fills itself."""
 
     def source(self, count: int) -> str:
         name = self.name()

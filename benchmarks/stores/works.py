@@ -39,6 +39,11 @@ TABLE_WORKS: dict[str, Work] = {
 }
 
 
+#: What is measured where nothing leaves the process.
+MEMORY_WORKS: dict[str, Work] = {
+    name: replace(WORKS[name], divisor=1) for name in ("publish", "publish_many", "consume")
+}
+
 _STATEMENTS: dict[str, Figure] = {
     "consume": Figure("statements", "the same: statements", "a message"),
     "queues": Figure("statements", "the same: statements", "a message"),
