@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
     from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.broker.link import StoreLink
-    from greenconn.message import Message
 
 
 class Prefetch:

@@ -54,7 +54,6 @@ from greenconn.worker.subscriptions import (
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.connection import Connection
-    from greenconn.green.deadline import Deadline
     from greenconn.message import Message
     from greenconn.worker.group import BackgroundTask
     from greenconn.worker.options import ConsumerOptions

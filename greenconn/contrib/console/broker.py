@@ -38,9 +38,7 @@ from greenconn.worker.failures import count_of, look
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
-    from greenconn.service.app import App
     from greenconn.service.periodic import PeriodicCalls
-    from greenconn.worker.consumer import ConsumerGreenlet
 
 
 T = TypeVar("T")

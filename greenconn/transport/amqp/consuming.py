@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.channel import Channel
     from greenconn.transport.amqp.link import AmqpLink
-    from greenconn.transport.amqp.message import Delivery
 
 _delivery_tag = Struct(">Q")
 _tag_and_redelivered = Struct(">QB")

@@ -49,7 +49,6 @@ from greenconn.wire.amqp import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.green.deadline import Deadline
     from greenconn.green.writer import Writer
     from greenconn.session.session import Session
     from greenconn.transport.amqp.calls import Calls

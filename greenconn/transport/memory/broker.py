@@ -45,8 +45,6 @@ from greenconn.serialization import loads
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
-    from greenconn.broker.consuming import Consumer
-    from greenconn.broker.envelope import Envelope
     from greenconn.broker.link import BrokerLink
 
 

@@ -61,7 +61,6 @@ from greenconn.transport.redis.settling import copies_of
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.broker.channel import StoreChannel
     from greenconn.transport.redis.link import RedisLink
 
 
