@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -46,6 +46,8 @@ GREENLETS: Final = 3
 SIZE: Final = 2 * 2**30
 #: Seconds without a message after which nothing is left.
 SILENCE: Final = 15.0
+#: Seconds within which all processes stop.
+STOPS: Final = 60.0
 
 
 class Served(Protocol):
@@ -186,12 +188,41 @@ def mounted(image: Path, folder: Path) -> Path:
     return folder
 
 
-def signal_all(number: int) -> None:
-    """Send a signal to all processes of this name space but this one."""
+def others() -> Iterator[int]:
+    """Yield all processes of this name space but this one."""
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
-            with suppress(ProcessLookupError):
-                os.kill(int(name), number)
+            yield int(name)
+
+
+def signal_all(number: int) -> None:
+    """Send a signal to the others."""
+    for process in others():
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def stop_all() -> None:
+    """Stop the others, each of their threads.
+
+    A thread stops behind the call of the system that it is in.  One that still wrote to the disk while
+    the image is copied would leave a copy that no disk has at any time: the size of a file, say, without
+    what is in it.
+    """
+    signal_all(signal.SIGSTOP)
+    with gevent.Timeout(STOPS):
+        while not all(map(is_stopped, others())):
+            gevent.sleep(0.01)  # they are other processes
+
+
+def is_stopped(process: int) -> bool:
+    """Return whether all threads of a process are stopped, or have ended."""
+    try:
+        threads = [each.read_text() for each in Path(f"/proc/{process}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # one ended meanwhile: look again
+    # The name, in brackets, stands before the state.
+    return all(each.rpartition(")")[2].split()[0] in "TZX" for each in threads)
 
 
 def lines(file: Path) -> set[int]:
@@ -212,7 +243,10 @@ def main(name: str, unsafe: bool, messages: int, folder: Path) -> None:
     server = broker.make(keeper, unsafe)
     server.start()
     url = server.url + (broker.unsafe if unsafe else "")
-    # The failure is not that of a server that has just been installed.
+    # The failure is not that of a server, or of a queue, that has just been made: RabbitMQ does not
+    # wait until the disk has the name under which it keeps a quorum queue.
+    with greenconn.Connection(url) as connection:
+        queue_of(broker)(connection.default_channel).declare()
     subprocess.run(["sync", "--file-system", place], check=True)
     roles = [("publish", str(first)) for first in range(PUBLISHERS)] + [("consume", "0")]
     said = [folder / f"said-{number}" for number in range(len(roles))]
@@ -225,7 +259,7 @@ def main(name: str, unsafe: bool, messages: int, folder: Path) -> None:
         gevent.sleep(0.02)  # they run in other processes
         if any(process.poll() is not None for process in started):
             sys.exit("a publisher or consumer ended")
-    signal_all(signal.SIGSTOP)
+    stop_all()
     confirmed, handled = set().union(*map(lines, said[:PUBLISHERS])), lines(said[-1])
     subprocess.run(["cp", "--sparse=always", image, copy], check=True)
     signal_all(signal.SIGKILL)
