@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,29 @@ func publish(channel *amqp.Channel, queue string, mark string, body any, count i
 	check(err)
 }
 
+// come sends when each call is due at a rate, at that time; with 0, at once.  The thread sleeps: the timers of
+// goroutines wait for whole milliseconds.
+func come(count int, rate float64) <-chan time.Time {
+	calls := make(chan time.Time, count)
+	go func() {
+		runtime.LockOSThread()
+		defer close(calls)
+		began := time.Now()
+		for number := 0; number < count; number++ {
+			due := began
+			if rate > 0 {
+				due = began.Add(time.Duration(float64(number) / rate * 1e9))
+				if pause := time.Until(due); pause > 0 {
+					wait := syscall.NsecToTimespec(pause.Nanoseconds())
+					syscall.Nanosleep(&wait, nil)
+				}
+			}
+			calls <- due
+		}
+	}()
+	return calls
+}
+
 // confirmed publishes at a rate (0: as fast as possible); each caller waits for its confirm.
 func confirmed(channel *amqp.Channel, queue string, body any, count int, rate float64) []float64 {
 	check(channel.Confirm(false))
@@ -71,8 +95,8 @@ func confirmed(channel *amqp.Channel, queue string, body any, count int, rate fl
 			answered[confirm.DeliveryTag-1] <- confirm.Ack
 		}
 	}()
-	began := time.Now()
-	var next int64 = -1
+	calls := come(count, rate)
+	var done int64 = -1
 	var order sync.Mutex
 	var all sync.WaitGroup
 	published := 0
@@ -80,16 +104,7 @@ func confirmed(channel *amqp.Channel, queue string, body any, count int, rate fl
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			for {
-				number := atomic.AddInt64(&next, 1)
-				if number >= int64(count) {
-					return
-				}
-				due := time.Now()
-				if rate > 0 {
-					due = began.Add(time.Duration(float64(number) / rate * 1e9))
-					time.Sleep(time.Until(due))
-				}
+			for due := range calls {
 				message := encode(body)
 				order.Lock()
 				answer := answered[published]
@@ -100,7 +115,7 @@ func confirmed(channel *amqp.Channel, queue string, body any, count int, rate fl
 				if !<-answer {
 					log.Fatal("amqp091-go: the broker refused a message")
 				}
-				took[number] = time.Since(due).Seconds()
+				took[atomic.AddInt64(&done, 1)] = time.Since(due).Seconds()
 			}
 		}()
 	}

@@ -15,7 +15,7 @@ from aio_pika.pool import Pool
 
 from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
-from benchmarks.rivals.load import arrivals, under_load
+from benchmarks.rivals.load import Calls, under_load
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
 
@@ -223,22 +223,33 @@ class Works:
         return asyncio.run(work())
 
     def loaded_publish(self, count: int) -> Figures:
-        """100 tasks share one channel; one of them is free when a call is due."""
+        """100 tasks share one channel; a free one takes a call that is due."""
         sink = self.stage.sink()
 
         async def work(count: int, rate: float) -> tuple[list[float], float]:
             took: list[float] = []
             async with self._channel(publisher_confirms=True) as channel:
-                due_times = arrivals(count, rate)
+                due_times: asyncio.Queue[float | None] = asyncio.Queue()
+                loop = asyncio.get_running_loop()
 
                 async def caller() -> None:
-                    for due in due_times:
-                        await asyncio.sleep(max(0.0, due - perf_counter()))
+                    while (due := await due_times.get()) is not None:
                         await _publish(channel, sink)
                         took.append(perf_counter() - due)
 
                 began = perf_counter()
-                await asyncio.gather(*(caller() for _ in range(CALLERS)))
+                with Calls(count, rate) as calls:
+
+                    def come() -> None:
+                        for due in calls.come():
+                            due_times.put_nowait(due)
+                        if not calls.left:
+                            loop.remove_reader(calls)
+                            for _ in range(CALLERS):
+                                due_times.put_nowait(None)
+
+                    loop.add_reader(calls, come)
+                    await asyncio.gather(*(caller() for _ in range(CALLERS)))
                 return took, perf_counter() - began
 
         return under_load(lambda count, rate: asyncio.run(work(count, rate)), count)

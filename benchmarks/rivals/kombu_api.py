@@ -8,10 +8,12 @@ from time import monotonic, monotonic_ns, perf_counter
 from typing import Any
 
 import gevent
+from gevent.queue import SimpleQueue
+from gevent.socket import wait_read
 
 from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
-from benchmarks.rivals.load import arrivals, under_load
+from benchmarks.rivals.load import Calls, under_load
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
 
@@ -100,22 +102,28 @@ class KombuApi:
         return clock.per(count, p50=p50(took))
 
     def loaded_publish(self, count: int) -> Figures:
-        """100 greenlets, of which one is free when a call is due."""
+        """100 greenlets, of which a free one takes a call that is due."""
         sink = self.stage.sink()
         with self._publishing() as publish:
 
             def run(count: int, rate: float) -> tuple[list[float], float]:
                 took: list[float] = []
-                due_times = arrivals(count, rate)
+                due_times: SimpleQueue[Any] = SimpleQueue()
 
                 def caller() -> None:
                     for due in due_times:
-                        gevent.sleep(max(0.0, due - perf_counter()))
                         publish(sink)
                         took.append(perf_counter() - due)
 
                 began = perf_counter()
                 callers = [gevent.spawn(caller) for _ in range(CALLERS)]
+                with Calls(count, rate) as calls:
+                    while calls.left:
+                        wait_read(calls.fileno())
+                        for due in calls.come():
+                            due_times.put(due)
+                for _ in callers:
+                    due_times.put(StopIteration)
                 gevent.joinall(callers, raise_error=True)
                 return took, perf_counter() - began
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
-from collections.abc import Callable, Iterator
-from time import perf_counter
+import os
+import sys
+from collections.abc import Callable
+from time import CLOCK_MONOTONIC, perf_counter
+from types import TracebackType
 from typing import Final
+
+from typing_extensions import Self
 
 from benchmarks.clock import Figures
 from benchmarks.works import LOADS, QUANTILES
@@ -17,14 +23,66 @@ RATE: Final = 2000
 Run = Callable[[int, float], tuple[list[float], float]]
 
 
-def arrivals(count: int, rate: float) -> Iterator[float]:
-    """Yield when each of *count* calls is due, for callers that share them.
+class _Time(ctypes.Structure):
+    """``struct timespec``."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _Timer(ctypes.Structure):
+    """``struct itimerspec``."""
+
+    _fields_ = (("interval", _Time), ("first", _Time))
+
+
+class Calls:
+    """Calls that come at a rate: a file that can be read once one is due, as the socket of a request.
+
+    It is Linux' ``timerfd``.  The timers of gevent and asyncio wait for whole milliseconds, and a
+    program that publishes because a request came does not use them.
 
     A call that comes late because all callers were busy counts from when it was due.
+
+    Arguments:
+        count: how many.
+        rate: a second; 0: all at once.
     """
-    began = perf_counter()
-    for number in range(count):
-        yield began + number / rate if rate else perf_counter()
+
+    def __init__(self, count: int, rate: float) -> None:
+        #: Of those that have not come yet.
+        self.left = count
+        self._pause = int(1e9 / rate) if rate else 1
+        self._came = 0
+        library = ctypes.CDLL(None, use_errno=True)
+        self._file = int(library.timerfd_create(CLOCK_MONOTONIC, os.O_CLOEXEC))
+        if self._file < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        each = _Time(*divmod(self._pause, 1_000_000_000))
+        self._began = perf_counter()
+        library.timerfd_settime(self._file, 0, ctypes.byref(_Timer(each, each)), None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._file
+
+    def come(self) -> list[float]:
+        """Wait until calls are due; return when each was, by ``perf_counter``."""
+        new = min(int.from_bytes(os.read(self._file, 8), sys.byteorder), self.left)
+        first = self._came + 1
+        self._came += new
+        self.left -= new
+        return [self._began + each * self._pause / 1e9 for each in range(first, first + new)]
 
 
 def under_load(run: Run, count: int) -> Figures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from time import monotonic_ns, perf_counter, sleep
+from time import monotonic_ns, perf_counter
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ import pika
 
 from benchmarks.clock import Clock, Figures, p50
 from benchmarks.memory import Growth
-from benchmarks.rivals.load import arrivals, under_load
+from benchmarks.rivals.load import Calls, under_load
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH
 from benchmarks.stage import BODY, LARGE, Stage
 
@@ -151,10 +151,11 @@ class Works:
         def run(count: int, rate: float) -> tuple[list[float], float]:
             took = []
             began = perf_counter()
-            for due in arrivals(count, rate):
-                sleep(max(0.0, due - perf_counter()))
-                self._publish(sink, json.dumps(BODY).encode())
-                took.append(perf_counter() - due)
+            with Calls(count, rate) as calls:
+                while calls.left:
+                    for due in calls.come():
+                        self._publish(sink, json.dumps(BODY).encode())
+                        took.append(perf_counter() - due)
             return took, perf_counter() - began
 
         return under_load(run, count)
