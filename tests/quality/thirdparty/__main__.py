@@ -44,7 +44,9 @@ WAYS: Final = (KOMBU, OWN, AS_KOMBU, CONTRIB)
 KOMBUS: Final = (KOMBU, AS_KOMBU, CONTRIB)
 PARTS: Final = {
     "socketio": Part(run=socketio_part.run, ways=KOMBUS),
-    "socketio-restart": Part(run=socketio_part.run_restart, ways=KOMBUS),
+    "socketio-restart": Part(
+        run=socketio_part.run_restart, ways=KOMBUS, explained=socketio_part.EXPLAINED
+    ),
     "oslo-rpc": Part(run=oslo_part.run_rpc),
     "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
     "flower": Part(run=flower_part.run, ways=(KOMBU, CONTRIB)),

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.quality.thirdparty.environments import environment
-from tests.quality.thirdparty.parts import Outcome, Site
+from tests.quality.thirdparty.parts import CONTRIB, Outcome, Site
 
 REQUIREMENTS = ("gevent", "kombu", "python-socketio[client]")
 #: Events that are emitted.
 EVENTS = 200
 PROGRAM = "tests.quality.thirdparty.socketio_program"
+#: What ``KombuManager`` loses when the broker is restarted.
+UNHEARD = "events emitted before the server listens again"
+EXPLAINED = {
+    UNHEARD: "python-socketio listens again after a second, its queue is gone with the broker until"
+    " then, and the emitter is back sooner"
+}
 
 
 def run(way: str, site: Site, timeout: float) -> Outcome:
@@ -49,4 +55,7 @@ def _emit(name: str, way: str, site: Site, timeout: float, at_half: Callable[[],
             with site.program(f"{name}-emitter-{way}", emitting) as emitter:
                 emitter.wait_line("half", timeout)
                 at_half()
-                return Outcome(passed=int(client.wait_line("received ", timeout)), count=EVENTS)
+                received = int(client.wait_line("received ", timeout))
+                is_unheard = way != CONTRIB and EVENTS // 2 <= received < EVENTS
+                failed = frozenset({UNHEARD} if is_unheard else ())
+                return Outcome(passed=received, count=EVENTS, failed=failed)
