@@ -25,7 +25,7 @@ from gevent._hub_local import get_hub_if_exists, set_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import WrongHub
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, mark_thrown
 from greenconn.importing import native
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def yield_to_hub() -> None:
     timer = hub.loop.timer(0, priority=-1)
     try:
         hub.wait(timer)
+    except BaseException as exc:
+        mark_thrown(exc)
+        raise
     finally:
         timer.close()
 

@@ -134,11 +134,11 @@ class Backoff:
 
 def sleep(seconds: float) -> None:
     """Wait; 0 lets others run.  May switch."""
+    if not seconds:
+        yield_to_hub()
+        return
     try:
-        if seconds:
-            gevent.sleep(seconds)
-        else:
-            yield_to_hub()
+        gevent.sleep(seconds)
     except BaseException as exc:
         mark_thrown(exc)
         raise

@@ -31,7 +31,7 @@ from greenconn.exceptions import (
     Unroutable,
     error_text,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.identity import uuid
 from greenconn.limits import CLAIM, WAITED, waited_of
 from greenconn.limits.store import (
@@ -569,6 +569,8 @@ class PublishClaims:
         try:
             return self._store.ask(operations, deadline)
         except Exception as exc:
+            if is_thrown(exc):
+                raise
             raise OperationalError(
                 f"nothing was published to queue {self.queue!r}, as the store of its keys cannot be "
                 f"asked: {error_text(exc)}"
@@ -599,6 +601,8 @@ class PublishClaims:
             try:
                 self._store.ask(notes)
             except Exception as exc:
+                if is_thrown(exc):
+                    raise
                 logger.warning(
                     "%d messages of queue %r were published, and could not be noted as the latest of "
                     "their bursts, of which earlier ones are handled, too: %s",

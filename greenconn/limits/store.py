@@ -451,6 +451,8 @@ class LimitStore:
             try:
                 slot.wait(deadline)
             except Exception as exc:
+                if is_thrown(exc):
+                    raise
                 logger.debug("%s: flushing limits: %s", self._where, error_text(exc))
 
     # -- the greenlet that sends

@@ -187,11 +187,11 @@ class PublishBatch:
         positions = list(self._left)
         try:
             failed = claims.begin(list(self._left.values()), keys, self._deadline)
-        except Exception as exc:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) or is_thrown(exc):
+                self._left.clear()
+                raise
             failed = dict.fromkeys(range(len(positions)), exc)
-        except BaseException:
-            self._left.clear()
-            raise
         for number, error in failed.items():
             self.failed[positions[number]] = error
             del self._left[positions[number]]

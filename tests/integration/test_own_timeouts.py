@@ -18,6 +18,7 @@ from gevent import Greenlet, get_hub
 
 import greenconn
 from greenconn import Connection, Queue
+from greenconn.limits.store import find_store
 from greenconn.messaging import Consumer
 from tests.brokers.ports import free_ports
 
@@ -60,6 +61,75 @@ def publishing_much(connection: Connection, queue: Any) -> Iterator[Call]:
 @contextmanager
 def publishing_many(connection: Connection, queue: Any) -> Iterator[Call]:
     yield lambda: greenconn.publish_many(queue, ["a", "b", "c"], connection=connection)
+
+
+@contextmanager
+def publishing_many_large(connection: Connection, queue: Any) -> Iterator[Call]:
+    """Each message but the first waits for the writer's next turn."""
+    bodies = ["a" * 70_000] * 3
+    yield lambda: greenconn.publish_many(queue, bodies, connection=connection)
+
+
+@contextmanager
+def publishing_unique(connection: Connection, queue: Any) -> Iterator[Call]:
+    keys = count()
+    yield lambda: greenconn.publish(queue, "a", connection=connection, unique=f"{next(keys)}")
+
+
+@contextmanager
+def publishing_many_unique(connection: Connection, queue: Any) -> Iterator[Call]:
+    keys = count()
+    yield lambda: greenconn.publish_many(
+        queue, ["a", "b"], connection=connection, unique=lambda body: f"{next(keys)}"
+    )
+
+
+@contextmanager
+def debouncing(connection: Connection, queue: Any) -> Iterator[Call]:
+    yield lambda: greenconn.publish(queue, "a", connection=connection, debounce="key", delay=60)
+
+
+@contextmanager
+def delaying(connection: Connection, queue: Any) -> Iterator[Call]:
+    yield lambda: greenconn.publish(queue, "a", connection=connection, delay=60)
+
+
+@contextmanager
+def ensuring(connection: Connection, queue: Any) -> Iterator[Call]:
+    producer = connection.Producer()
+    publish = connection.ensure(producer, producer.publish)
+    yield lambda: publish("a", routing_key=queue.name)
+
+
+@contextmanager
+def putting(connection: Connection, queue: Any) -> Iterator[Call]:
+    with connection.SimpleQueue(queue) as simple:
+        yield lambda: simple.put("a")
+
+
+@contextmanager
+def flushing(connection: Connection, queue: Any) -> Iterator[Call]:
+    producer = connection.Producer()
+
+    def call() -> None:
+        producer.publish("a", routing_key=queue.name)
+        connection.flush(timeout=SOON)
+
+    yield call
+
+
+@contextmanager
+def starting(connection: Connection, queue: Any) -> Iterator[Call]:
+    def call() -> None:
+        consumer = greenconn.spawn_consumer(
+            queue.name, lambda body, message: None, connection=connection
+        )
+        try:
+            consumer.wait_ready(SOON)
+        finally:
+            consumer.stop()
+
+    yield call
 
 
 @contextmanager
@@ -129,6 +199,23 @@ def throw(into: Greenlet[..., Any], error: OwnTimeout, thrown: list[OwnTimeout])
         into.throw(error)
 
 
+def raises_what_is_thrown(using: Any, connection: Connection, name: str) -> None:
+    """Throw an error into a call in each of its turns of the hub."""
+    queue = Queue(name)(connection.default_channel)
+    queue.declare()
+    link = connection.default_channel.connection
+    with using(connection, queue) as call:
+        for turn in range(1, TURNS + PAUSES):
+            asking = gevent.spawn(outcome, call)
+            for _ in range(turn):
+                gevent.sleep(PAUSE if turn >= TURNS else 0)
+            error, thrown = OwnTimeout("mine"), list[OwnTimeout]()
+            get_hub().loop.run_callback(throw, asking, error, thrown)
+            assert asking.get(timeout=SOON) is (error if thrown else None)
+    assert connection.default_channel.connection is link
+    queue.delete()
+
+
 @pytest.mark.sampled(16)
 @pytest.mark.parametrize(
     "using",
@@ -137,6 +224,12 @@ def throw(into: Greenlet[..., Any], error: OwnTimeout, thrown: list[OwnTimeout])
         publishing,
         publishing_much,
         publishing_many,
+        publishing_many_large,
+        delaying,
+        ensuring,
+        putting,
+        flushing,
+        starting,
         retrying,
         declaring,
         draining,
@@ -150,19 +243,18 @@ def test_an_own_timeout_is_raised_and_ends_nothing_else(
     kind_url: str, unique: str, using: Any
 ) -> None:
     with Connection(kind_url) as connection:
-        queue = Queue(unique)(connection.default_channel)
-        queue.declare()
-        link = connection.default_channel.connection
-        with using(connection, queue) as call:
-            for turn in range(1, TURNS + PAUSES):
-                asking = gevent.spawn(outcome, call)
-                for _ in range(turn):
-                    gevent.sleep(PAUSE if turn >= TURNS else 0)
-                error, thrown = OwnTimeout("mine"), list[OwnTimeout]()
-                get_hub().loop.run_callback(throw, asking, error, thrown)
-                assert asking.get(timeout=SOON) is (error if thrown else None)
-        assert connection.default_channel.connection is link
-        queue.delete()
+        raises_what_is_thrown(using, connection, unique)
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("using", [publishing_unique, publishing_many_unique, debouncing])
+def test_an_own_timeout_is_raised_while_keys_are_taken(
+    kind_url: str, unique: str, using: Any
+) -> None:
+    with Connection(kind_url) as connection:
+        if find_store(connection) is None:
+            pytest.skip("keeps no keys itself")
+        raises_what_is_thrown(using, connection, unique)
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis", "postgresql"])

@@ -17,6 +17,7 @@ from gevent.threadpool import ThreadPool
 
 from greenconn.exceptions import WrongHub
 from greenconn.green import hub as module
+from greenconn.green.deadline import is_thrown
 from greenconn.green.hub import (
     HubAffinity,
     PerHub,
@@ -57,6 +58,21 @@ def test_a_turn_that_is_interrupted_leaves_nothing() -> None:
     gevent.sleep(0)
     greenlet.kill()
     assert greenlet.dead
+
+
+def test_what_is_thrown_in_is_known_as_such() -> None:
+    error = TimeoutError("the program's own")
+
+    def yields() -> None:
+        with pytest.raises(TimeoutError) as caught:
+            yield_to_hub()
+        assert caught.value is error
+
+    greenlet = gevent.spawn(yields)
+    gevent.sleep(0)
+    greenlet.kill(error)
+    greenlet.get(timeout=30)
+    assert is_thrown(error)
 
 
 def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
