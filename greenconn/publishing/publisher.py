@@ -805,8 +805,12 @@ class Publisher:
             if has_messages(self._session, options.routing_key, deadline):
                 return
         except (NotFound, TimeoutError) as away:
+            if is_thrown(away):
+                raise
             raise TimeoutError(str(away)) from exc.__cause__
         except Exception as failure:
+            if is_thrown(failure):
+                raise
             logger.debug(
                 "checking %s after a nack: %s",
                 options,

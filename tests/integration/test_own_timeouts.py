@@ -18,6 +18,7 @@ from gevent import Greenlet, get_hub
 
 import greenconn
 from greenconn import Connection, Queue
+from greenconn.green.hub import yield_to_hub
 from greenconn.limits.store import find_store
 from greenconn.messaging import Consumer
 from tests.brokers.ports import free_ports
@@ -255,6 +256,25 @@ def test_an_own_timeout_is_raised_while_keys_are_taken(
         if find_store(connection) is None:
             pytest.skip("keeps no keys itself")
         raises_what_is_thrown(using, connection, unique)
+
+
+def test_an_own_timeout_is_raised_while_the_publisher_looks_why_its_message_was_refused(
+    amqp_url: str, unique: str
+) -> None:
+    with Connection(amqp_url) as connection:
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        queue = Queue(unique, queue_arguments=full)
+        greenconn.publish(queue, "a", connection=connection)
+        for turn in range(1, 3 * TURNS):
+            asking = gevent.spawn(
+                outcome, partial(greenconn.publish, queue, "a", connection=connection, timeout=SOON)
+            )
+            for _ in range(turn):
+                yield_to_hub()
+            error, thrown = OwnTimeout("mine"), list[OwnTimeout]()
+            get_hub().loop.run_callback(throw, asking, error, thrown)
+            result = asking.get(timeout=SOON)
+            assert result is error if thrown else isinstance(result, greenconn.PublishNacked)
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "redis", "postgresql"])

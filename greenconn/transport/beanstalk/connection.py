@@ -29,7 +29,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
 )
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
 from greenconn.green.hub import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import PipelineLife
@@ -191,7 +191,9 @@ class Pipeline(PipelineLife):
         if self.writer.must_wait:
             try:
                 self.writer.wait_writable(Deadline(self._reply_timeout or None))
-            except TimeoutError:
+            except TimeoutError as exc:
+                if is_thrown(exc):
+                    raise
                 self.end(LinkLost(f"{self.where} read nothing for {self._reply_timeout:g} s"))
         self.check()
 
