@@ -1,1 +1,1 @@
-"""kombu's own unit tests, run on greenconn: ``python -m tests.compat.kombu_suite``."""
+"""kombu's own tests, run on greenconn: ``python -m tests.compat.kombu_suite``."""

@@ -1,20 +1,30 @@
-"""Run kombu's own unit tests on greenconn, and tell what is not as the list of known failures says."""
+"""Run kombu's own tests on greenconn, and tell what is not as the list of known failures says.
+
+Its integration tests run, too, on a RabbitMQ and a Redis that are started for them.
+"""
 
 from __future__ import annotations
 
 import sys
+from urllib.parse import urlsplit
 
+from tests.brokers.keeper import Keeper
+from tests.brokers.packages import NoBroker
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.brokers.redis_server import RedisServer
 from tests.compat.kombu_suite.running import known_failures, run_suite
 from tests.compat.kombu_suite.source import SDIST, NoSource
 
 
 def main() -> int:
     """Run them and return the exit code: 1 if a test fails that is not known to."""
-    try:
-        outcome = run_suite()
-    except NoSource as exc:
-        print(f"{exc}; name the archive in {SDIST}", file=sys.stderr)
-        return 2
+    with Keeper() as keeper:
+        try:
+            outcome = run_suite(_servers(keeper))
+        except (NoSource, NoBroker) as exc:
+            hint = f"; name the archive in {SDIST}" if isinstance(exc, NoSource) else ""
+            print(f"{exc}{hint}", file=sys.stderr)
+            return 2
     known = known_failures()
     print(outcome)
     new = sorted(outcome.failed.keys() - known.keys())
@@ -25,6 +35,20 @@ def main() -> int:
     for name in sorted(known.keys() - outcome.passed - outcome.failed.keys()):
         print(f"is not among the tests, take it from the list: {name}")
     return 1 if new else 0
+
+
+def _servers(keeper: Keeper) -> dict[str, str]:
+    """Start the brokers, and return where they are, in the variables of kombu's tests."""
+    rabbitmq, redis = RabbitMQ(keeper), RedisServer(keeper)
+    rabbitmq.start()
+    redis.start()
+    amqp, store = urlsplit(rabbitmq.url), urlsplit(redis.url)
+    return {
+        "RABBITMQ_HOST": str(amqp.hostname),
+        "RABBITMQ_5672_TCP": str(amqp.port),
+        "REDIS_HOST": str(store.hostname),
+        "REDIS_6379_TCP": str(store.port),
+    }
 
 
 sys.exit(main())

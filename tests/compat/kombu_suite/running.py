@@ -41,14 +41,17 @@ class Outcome:
         return f"{len(self.passed)} of {total} passed, {self.skipped} skipped"
 
 
-def run_suite() -> Outcome:
+def run_suite(servers: Mapping[str, str] | None = None) -> Outcome:
     """Run kombu's tests on greenconn.
+
+    Arguments:
+        servers: where the brokers of its integration tests are, in its variables; None: without them.
 
     Raises:
         NoSource: kombu's source distribution cannot be had.
     """
     with tempfile.TemporaryDirectory(prefix="greenconn-kombu-") as folder:
-        paths = adapted(Path(folder))
+        paths = adapted(Path(folder), with_brokers=servers is not None)
         root = Path(folder) / paths[0].relative_to(folder).parts[0]
         report = Path(folder) / "report.xml"
         subprocess.run(
@@ -67,7 +70,7 @@ def run_suite() -> Outcome:
                 *("--rootdir", str(root), f"--junit-xml={report}", *map(str, paths)),
             ],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(servers or {})},
             capture_output=True,
             timeout=RUN_TIMEOUT,
         )
@@ -96,7 +99,7 @@ def _name(classname: str, name: str) -> str:
     parts = [each for each in (*classname.split("."), name) if each]
     if "." in name and not classname:
         parts = name.split(".")
-    return ".".join(parts).removeprefix("t.unit.")
+    return ".".join(parts).removeprefix("t.").removeprefix("unit.")
 
 
 def known_failures() -> dict[str, str]:

@@ -29,10 +29,32 @@ CHOSEN: Final = (
     "transport/virtual/test_*.py",
 )
 
+#: Those with a RabbitMQ and a Redis.
+INTEGRATION: Final = ("test_py_amqp.py", "test_redis.py")
+
 #: Beside theirs: kombu's memory transport keeps nothing exclusive, so their tests share queues.
 #: Those of a mailbox send commands to a node whose queue an earlier test has left there.
+#: Of the tests with brokers, those are left out that are about kombu's event loop, or about what its
+#: transport for Redis consists of, some of whose classes the others import.
 CONFTEST: Final = """
+import re
+
 import pytest
+
+from greenconn.transport import redis
+
+for name in ("Channel", "SentinelChannel"):
+    if not hasattr(redis, name):
+        setattr(redis, name, object)
+redis.SUBCLIENT_MAX_MISSED_HEALTH_CHECKS = None
+
+KOMBUS_OWN = re.compile(
+    "integration.*(event_?loop|health_?check|sentinel|binding|restorevisible)", re.IGNORECASE
+)
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = [each for each in items if not KOMBUS_OWN.search(each.nodeid)]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,8 +76,11 @@ class NoSource(Exception):
     """The source distribution cannot be had here; the text says why."""
 
 
-def adapted(folder: Path) -> list[Path]:
+def adapted(folder: Path, *, with_brokers: bool) -> list[Path]:
     """Unpack kombu's tests into *folder*, their imports renamed, and return those to run.
+
+    Arguments:
+        with_brokers: run those that need brokers, too.
 
     Raises:
         NoSource: there is no source distribution.
@@ -66,11 +91,15 @@ def adapted(folder: Path) -> list[Path]:
     root = folder / f"kombu-{VERSION}"
     for path in root.rglob("*.py"):
         text = path.read_text("utf-8")
-        path.write_text(re.sub(r"\bkombu\b", "greenconn", text), "utf-8")
+        # Its event loop is kombu's.
+        path.write_text(re.sub(r"\bkombu\b(?!\.asynchronous)", "greenconn", text), "utf-8")
     (root / "conftest.py").write_text(CONFTEST, "utf-8")
     (root / "setup.cfg").write_text("[tool:pytest]\npython_classes = test_*\n", "utf-8")
-    unit = root / "t" / "unit"
-    return sorted({path for pattern in CHOSEN for path in unit.glob(pattern)})
+    unit, integration = root / "t" / "unit", root / "t" / "integration"
+    chosen = {path for pattern in CHOSEN for path in unit.glob(pattern)}
+    if with_brokers:
+        chosen.update(integration / name for name in INTEGRATION)
+    return sorted(chosen)
 
 
 def _archive() -> Path:
