@@ -24,10 +24,15 @@ class Interruption(Exception):
     """
 
 
+class OwnTimeout(TimeoutError):
+    """What ``gevent.Timeout(seconds, TimeoutError)`` throws: by class a failure of the network."""
+
+
 #: What users throw into greenlets: the end by ``kill``, and a timeout of their own.
 INTERRUPTIONS: tuple[Callable[[], BaseException], ...] = (
     gevent.GreenletExit,
     Interruption,
+    OwnTimeout,
     lambda: gevent.Timeout(None),
 )
 

@@ -53,7 +53,7 @@ from greenconn.exceptions import (
     OperationalError,
     RecoverableChannelError,
 )
-from greenconn.green.deadline import NEVER, Deadline, TimeLimit
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit, is_thrown
 from greenconn.green.hub import check_hub
 from greenconn.green.inbox import Inbox, take_any
 from greenconn.green.retry import attempts
@@ -219,7 +219,7 @@ class Subscriptions:
             try:
                 channel.basic_cancel(tag)
             except BaseException as exc:
-                if isinstance(exc, Exception) and not is_open(channel):
+                if isinstance(exc, Exception) and not (is_open(channel) or is_thrown(exc)):
                     continue  # it was lost, and the consumer with it
                 for other, other_tag in ends:
                     # Killed, or refused: what is left is sent without waiting for replies.
@@ -662,8 +662,11 @@ class Consumer:
         # Errors of the broker and the network do not matter any more.  Those that were thrown in do:
         # one may be a timeout of the program's.
         channel_errors = getattr(connection, "channel_errors", ())
-        with suppress(*errors, *channel_errors, AMQPError, OSError, OperationalError):
+        try:
             end()
+        except (*errors, *channel_errors, AMQPError, OSError, OperationalError) as error:
+            if is_thrown(error):
+                raise
 
     # Requests to the channel
 

@@ -22,7 +22,7 @@ from greenconn.exceptions import (
     error_text,
     is_unavailable,
 )
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, is_thrown
 from greenconn.options import (
     BROKER_HEARTBEAT,
     CONNECTION_QUERY,
@@ -334,7 +334,7 @@ class Broker:
         try:
             self.transport.close_connection(link)
         except Exception as exc:
-            if not isinstance(exc, (*self.connection_errors, OSError)):
+            if is_thrown(exc) or not isinstance(exc, (*self.connection_errors, OSError)):
                 raise
             logger.debug(
                 "closing %s: %s", self.label, error_text(exc), extra={"connection": self.label}

@@ -200,8 +200,8 @@ class Attempt:
         self._waiters[slot] = None
         try:
             slot.wait(deadline)
-        except BaseException as exc:
-            if isinstance(exc, TimeoutError) and (deadline.has_ended or self.outcome is not None):
+        except BaseException:
+            if slot.has_expired:  # else an error was thrown in
                 return self.outcome
             if len(self._waiters) == 1 and self.outcome is None:
                 abandoned = RecoverableConnectionError("the connection is not needed any more")

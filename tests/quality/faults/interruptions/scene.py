@@ -14,7 +14,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
-from tests.fix_interrupts import Run
+from tests.fix_interrupts import OwnTimeout, Run
 from tests.fix_wires import until
 from tests.quality.faults.interruptions.targets import Target
 
@@ -70,6 +70,15 @@ def enter(
 ) -> None:
     """Enter *moments*, with its *arguments* after the scene, as the call *name*."""
     call(group, name, fits)(lambda scene: moments(scene, *arguments, **options))
+
+
+def drain_for(connection: Connection, seconds: float) -> None:
+    """Drain once, or until the time is over, which is not raised.  May switch."""
+    try:
+        connection.drain_events(timeout=seconds)
+    except TimeoutError as exc:
+        if isinstance(exc, OwnTimeout):
+            raise
 
 
 def ended(run: Run) -> bool:

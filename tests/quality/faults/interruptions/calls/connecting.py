@@ -22,6 +22,7 @@ from tests.quality.faults.interruptions.scene import (
     Interruptible,
     Scene,
     call,
+    drain_for,
     ended,
     enter,
     ignore,
@@ -298,10 +299,7 @@ def drain_nothing(scene: Scene) -> Interruptible:
 
     def drain() -> None:
         for timeout in (0, 0.001):
-            try:
-                connection.drain_events(timeout=timeout)
-            except TimeoutError:
-                pass
+            drain_for(connection, timeout)
 
     with Consumer(connection, queue, callbacks=[ignore]):
         while True:

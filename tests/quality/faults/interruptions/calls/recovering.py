@@ -18,7 +18,14 @@ from greenconn.publishing import publish
 from greenconn.simple import SimpleQueue
 from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
-from tests.quality.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended
+from tests.quality.faults.interruptions.scene import (
+    SOON,
+    Interruptible,
+    Scene,
+    call,
+    drain_for,
+    ended,
+)
 from tests.quality.faults.interruptions.targets import Target
 
 
@@ -84,8 +91,7 @@ def dead(scene: Scene, use: Callable[[Bench], Any], consumes: bool) -> Interrupt
 
 def drain(bench: Bench) -> None:
     """Drain for a moment.  May switch."""
-    with suppress(TimeoutError):
-        bench.connection.drain_events(timeout=0.02)
+    drain_for(bench.connection, 0.02)
 
 
 def consume(bench: Bench) -> None:
