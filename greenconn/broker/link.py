@@ -60,7 +60,7 @@ from greenconn.exceptions import (
     ResourceError,
     error_text,
 )
-from greenconn.green.deadline import NEVER, Deadline, TimeLimit, is_thrown
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit, is_thrown, marking_thrown
 from greenconn.green.hub import PerHub, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -408,8 +408,9 @@ class LeasedLink(BrokerLink):
                 for channel in list(self.channels.values()):
                     channel.close()
                 self._take_leave()
-        except self.close_errors:
-            pass
+        except self.close_errors as exc:
+            if is_thrown(exc):
+                raise
         finally:
             super().close()
 
@@ -613,7 +614,8 @@ class StoreLink(LeasedLink):
         deadline = Deadline(self.options.reply_timeout)
         for greenlet, slot in list(self._calls.items()):
             if slot is None:
-                greenlet.join(deadline.left())
+                with marking_thrown():
+                    greenlet.join(deadline.left())
         try:
             self.wait_settled(deadline)
         except TimeoutError as exc:
@@ -809,10 +811,12 @@ class StoreLink(LeasedLink):
         for claimer in self._claimers.values():
             claimer.stop()
         greenlets = [each.claiming.greenlet for each in self._claimers.values()]
-        gevent.joinall([each for each in greenlets if each is not None])
+        with marking_thrown():
+            gevent.joinall([each for each in greenlets if each is not None])
 
     def _take_leave(self) -> None:
-        gevent.joinall(list(self._calls))  # including abandoned ones
+        with marking_thrown():
+            gevent.joinall(list(self._calls))  # including abandoned ones
         self.catch_up()
         self.directory.close()
         self.ask("closing", self.store.close)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -124,6 +126,16 @@ def mark_thrown(exc: BaseException) -> None:
     """Note that *exc* was thrown into a greenlet that waited."""
     if isinstance(exc, Exception):
         exc._is_thrown = True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def marking_thrown() -> Iterator[None]:
+    """Around what only waits: note that an error was thrown in."""
+    try:
+        yield
+    except BaseException as exc:
+        mark_thrown(exc)
+        raise
 
 
 def is_thrown(exc: BaseException) -> bool:

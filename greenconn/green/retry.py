@@ -29,7 +29,7 @@ from greenconn.checks import Record
 from greenconn.clocks import CLOCK
 from greenconn.credentials import Token
 from greenconn.exceptions import error_summary
-from greenconn.green.deadline import NEVER, Deadline, is_thrown, mark_thrown
+from greenconn.green.deadline import NEVER, Deadline, is_thrown, marking_thrown
 from greenconn.green.hub import weakly, yield_to_hub
 from greenconn.green.supervisor import spawn
 
@@ -137,11 +137,8 @@ def sleep(seconds: float) -> None:
     if not seconds:
         yield_to_hub()
         return
-    try:
+    with marking_thrown():
         gevent.sleep(seconds)
-    except BaseException as exc:
-        mark_thrown(exc)
-        raise
 
 
 def _is_error(exc: Exception) -> bool:

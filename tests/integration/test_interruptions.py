@@ -8,6 +8,7 @@ Short, each switch is tried once; long, in each way and at each turn of the hub 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import gevent
 import pytest
@@ -40,15 +41,20 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("quiet")]
 @pytest.fixture(
     params=[
         "amqp",
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("memory", "redis", "rabbitmq")),
+        *(
+            pytest.param(name, marks=pytest.mark.full)
+            for name in ("memory", "sqlite", "redis", "rabbitmq")
+        ),
     ]
 )
-def target(request: pytest.FixtureRequest, long: bool) -> Iterator[Target]:
-    """The scripted AMQP peer, the memory broker, Redis; and with ``--long`` RabbitMQ, too."""
+def target(request: pytest.FixtureRequest, long: bool, tmp_path: Path) -> Iterator[Target]:
+    """The scripted AMQP peer, the memory broker, SQLite, Redis; and with ``--long`` RabbitMQ, too."""
     if request.param == "amqp":
         making = scripted_target()
     elif request.param == "memory":
         making = memory_target()
+    elif request.param == "sqlite":
+        making = running_target("sqlite", f"sqlite:///{tmp_path}/broker.db", long)
     elif request.param == "redis":
         making = running_target("redis", request.getfixturevalue("redis_url"), long)
     elif long:

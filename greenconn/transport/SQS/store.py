@@ -32,7 +32,7 @@ from greenconn.broker.envelope import UNSENDABLE, envelope_json, read_envelope, 
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ContentTooLarge
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, marking_thrown
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
@@ -645,7 +645,8 @@ def together(jobs: Iterable[Callable[[], object]]) -> None:
 
     greenlets = [spawn("sqs", run, job) for job in todo]
     try:
-        joinall(greenlets)
+        with marking_thrown():
+            joinall(greenlets)
     finally:
         for greenlet in greenlets:
             greenlet.kill(block=False)

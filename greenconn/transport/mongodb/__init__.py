@@ -38,7 +38,7 @@ from greenconn.exceptions import (
     InconsistencyError,
     RecoverableConnectionError,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, marking_thrown
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
 from greenconn.transport.mongodb.changes import PREFIX, Broadcast, Copy, Notifications, broadcast_of
@@ -310,7 +310,8 @@ class MongoStore(Store):
     def close(self) -> None:
         ending = self._release()
         if ending is not None:
-            ending.join()
+            with marking_thrown():
+                ending.join()
 
     def drop(self) -> None:
         self._release()
