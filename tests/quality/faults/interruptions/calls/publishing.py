@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import Unroutable
+from greenconn.exceptions import AlreadyQueued, Unroutable
 from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.publishing import publish, publish_many
@@ -190,19 +190,43 @@ def short_refused(scene: Scene) -> Interruptible:
         scene.whole(connection)
 
 
-def several(scene: Scene, bodies: Callable[[], Any], count: int) -> Interruptible:
-    """What is sent of *count* numbers are the first of them."""
+@call("publish", "greenconn.publish(unique=...)", lambda target: not target.speaks_amqp)
+def short_unique(scene: Scene) -> Interruptible:
+    """A key is taken while its message is in the queue, and else it is free."""
+    connection, number = scene.connection(), 0
+    queue = scene.queue(connection).name
+
+    def is_right() -> bool:
+        try:
+            publish(queue, "after", connection=connection, timeout=SOON, unique=f"{number}")
+        except AlreadyQueued:
+            return scene.count(connection, queue) == 1
+        return True
+
+    while True:
+        number += 1
+        run = yield lambda: publish(
+            queue, number, connection=connection, timeout=SOON, unique=f"{number}"
+        )
+        was_sent = ended(run)
+        until(is_right)
+        assert scene.take(connection, queue) in (([number],) if was_sent else ([number], ["after"]))
+        scene.whole(connection)
+
+
+def several(scene: Scene, make: Callable[[], Any], bodies: Sequence[Any]) -> Interruptible:
+    """What is sent of *bodies* are the first of them."""
     connection = scene.connection()
     queue = scene.queue(connection).name
     while True:
         run = yield lambda: publish_many(
-            queue, bodies(), connection=connection, timeout=SOON, declare=True
+            queue, make(), connection=connection, timeout=SOON, declare=True
         )
         was_sent = ended(run)
         publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         found = scene.take_all(connection, queue, "after")[:-1]
-        assert found == list(range(len(found)))
-        assert not was_sent or len(found) == count
+        assert found == bodies[: len(found)]
+        assert not was_sent or len(found) == len(bodies)
         scene.whole(connection)
 
 
@@ -213,8 +237,11 @@ def generated() -> Iterator[int]:
         yield number
 
 
-enter("publish", "greenconn.publish_many", several, lambda: range(30), 30)
-enter("publish", "publish_many of a generator that waits", several, generated, 4)
+#: Each but the first waits for the writer's next turn.
+LARGE = [f"{number}{'x' * 70_000}" for number in range(4)]
+enter("publish", "greenconn.publish_many", several, lambda: range(30), list(range(30)))
+enter("publish", "publish_many of a generator that waits", several, generated, list(range(4)))
+enter("publish", "publish_many of large bodies", several, lambda: LARGE, LARGE)
 
 
 @call("publish", "Producer.close")
