@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from time import monotonic_ns, perf_counter
 from typing import Any
 from uuid import uuid4
@@ -238,7 +238,7 @@ class Works:
                         took.append(perf_counter() - due)
 
                 began = perf_counter()
-                with Calls(count, rate) as calls:
+                with closing(Calls(count, rate)) as calls:
 
                     def come() -> None:
                         for due in calls.come():

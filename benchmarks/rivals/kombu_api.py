@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from time import monotonic, monotonic_ns, perf_counter
 from typing import Any
 
@@ -117,7 +117,7 @@ class KombuApi:
 
                 began = perf_counter()
                 callers = [gevent.spawn(caller) for _ in range(CALLERS)]
-                with Calls(count, rate) as calls:
+                with closing(Calls(count, rate)) as calls:
                     while calls.left:
                         wait_read(calls.fileno())
                         for due in calls.come():

@@ -8,10 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from time import CLOCK_MONOTONIC, perf_counter
-from types import TracebackType
 from typing import Final
-
-from typing_extensions import Self
 
 from benchmarks.clock import Figures
 from benchmarks.works import LOADS, QUANTILES
@@ -51,8 +48,8 @@ class Calls:
     def __init__(self, count: int, rate: float) -> None:
         #: Of those that have not come yet.
         self.left = count
+        self._count = count
         self._pause = int(1e9 / rate) if rate else 1
-        self._came = 0
         library = ctypes.CDLL(None, use_errno=True)
         self._file = int(library.timerfd_create(CLOCK_MONOTONIC, os.O_CLOEXEC))
         if self._file < 0:
@@ -61,17 +58,6 @@ class Calls:
         self._began = perf_counter()
         library.timerfd_settime(self._file, 0, ctypes.byref(_Timer(each, each)), None)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._file)
-
     def fileno(self) -> int:
         """Return the descriptor to wait for."""
         return self._file
@@ -79,10 +65,13 @@ class Calls:
     def come(self) -> list[float]:
         """Wait until calls are due; return when each was, by ``perf_counter``."""
         new = min(int.from_bytes(os.read(self._file, 8), sys.byteorder), self.left)
-        first = self._came + 1
-        self._came += new
+        first = self._count - self.left + 1
         self.left -= new
         return [self._began + each * self._pause / 1e9 for each in range(first, first + new)]
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
 
 
 def under_load(run: Run, count: int) -> Figures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from time import monotonic_ns, perf_counter
 from typing import Any
 from uuid import uuid4
@@ -151,7 +152,7 @@ class Works:
         def run(count: int, rate: float) -> tuple[list[float], float]:
             took = []
             began = perf_counter()
-            with Calls(count, rate) as calls:
+            with closing(Calls(count, rate)) as calls:
                 while calls.left:
                     for due in calls.come():
                         self._publish(sink, json.dumps(BODY).encode())
