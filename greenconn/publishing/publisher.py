@@ -804,13 +804,11 @@ class Publisher:
             self._ensure(options, deadline)
             if has_messages(self._session, options.routing_key, deadline):
                 return
-        except (NotFound, TimeoutError) as away:
-            if is_thrown(away):
-                raise
-            raise TimeoutError(str(away)) from exc.__cause__
         except Exception as failure:
             if is_thrown(failure):
                 raise
+            if isinstance(failure, (NotFound, TimeoutError)):
+                raise TimeoutError(str(failure)) from exc.__cause__
             logger.debug(
                 "checking %s after a nack: %s",
                 options,
