@@ -22,15 +22,12 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.limits.store import find_store
 from greenconn.messaging import Consumer
 from tests.brokers.ports import free_ports
+from tests.fix_interrupts import OwnTimeout
 
 SOON = 30.0
 #: In how many turns of the hub the error comes, and after how many with a pause.
 TURNS, PAUSES = 7, 4
 PAUSE = 0.0001
-
-
-class OwnTimeout(TimeoutError):
-    """A timeout of the program."""
 
 
 Call = Callable[[], object]

@@ -15,7 +15,7 @@ from greenconn.green.stream import connect_tcp
 from greenconn.transport.beanstalk import BeanstalkOptions, BeanstalkStore
 from greenconn.transport.beanstalk.connection import LinkLost, Pipeline
 from greenconn.wire.beanstalk import Reply, line
-from tests.fix_interrupts import Signal, signals
+from tests.fix_interrupts import OwnTimeout, Signal, signals
 from tests.fix_peer import Peer, PeerFactory
 from tests.tiny_client import TinyClient
 
@@ -114,6 +114,23 @@ def test_killed_caller_leaves_the_others_right(opened: Opened) -> None:
     for number, each in enumerate(callers):
         if number % 2:
             assert each.get(timeout=SOON) == [Reply(b"KICKED", number)] * 3
+
+
+def test_an_own_timeout_of_a_caller_that_lets_others_run_leaves_it_open(opened: Opened) -> None:
+    pipeline = opened(answering(lambda command: b"KICKED 1\r\n"))
+    error = OwnTimeout("mine")
+
+    def send() -> None:
+        pipeline.writer.must_wait = pipeline.writer._yield_due = True  # as after 64 KiB
+        with pytest.raises(OwnTimeout) as caught:
+            pipeline.wait_writable()
+        assert caught.value is error
+
+    caller = gevent.spawn(send)
+    gevent.sleep(0)
+    caller.kill(error)
+    caller.get(timeout=SOON)
+    assert pipeline.ask([line(b"n", 1)], Deadline(SOON)) == [Reply(b"KICKED", 1)]
 
 
 @pytest.mark.parametrize(
