@@ -18,14 +18,21 @@ from tests.compat.kombu_suite.source import SDIST, NoSource
 
 def main() -> int:
     """Run them and return the exit code: 1 if a test fails that is not known to."""
+    known = known_failures()
     with Keeper() as keeper:
         try:
-            outcome = run_suite(_servers(keeper))
-        except (NoSource, NoBroker) as exc:
-            hint = f"; name the archive in {SDIST}" if isinstance(exc, NoSource) else ""
-            print(f"{exc}{hint}", file=sys.stderr)
+            servers = _servers(keeper)
+        except NoBroker as exc:
+            print(f"the integration tests are left out, there is no broker: {exc}")
+            servers = None
+            known = {
+                name: why for name, why in known.items() if not name.startswith("integration.")
+            }
+        try:
+            outcome = run_suite(servers)
+        except NoSource as exc:
+            print(f"{exc}; name the archive in {SDIST}", file=sys.stderr)
             return 2
-    known = known_failures()
     print(outcome)
     new = sorted(outcome.failed.keys() - known.keys())
     for name in new:
