@@ -10,10 +10,11 @@ host name, and so does a dict that does not say otherwise.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeGuard
 
 #: A record holds 16 KiB at most, and each read gives at most one.
@@ -68,8 +69,9 @@ _IDLE: Final = frozenset({"do_handshake_on_connect", "suppress_ragged_eofs", "pu
 
 
 def tls_context(option: TlsOption, hostname: str | None = None) -> ssl.SSLContext:
-    """Make a client's context from kombu's ``ssl`` argument.  (Reading the system's authorities
-    takes some 15 ms: keep it.)
+    """Return a context for kombu's ``ssl`` argument: the same one while its files do not change.
+
+    Reading the system's authorities takes 15 to 30 ms, and each context that has read them keeps a MiB.
 
     Arguments:
         option: True, an ``ssl.SSLContext``, or a dict with keys of :data:`OPTIONS`.
@@ -92,6 +94,35 @@ def tls_context(option: TlsOption, hostname: str | None = None) -> ssl.SSLContex
         return given
     if given is not None:
         values = {**named_options(given, hostname), **values}
+    values.pop("server_hostname", None)  # of the session
+    items = tuple(sorted(values.items()))
+    try:
+        hash(items)
+    except TypeError:
+        return _context.__wrapped__(items, ())
+    return _context(items, _files(values))
+
+
+def _files(values: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what tells whether a file that the options name, or the system's, is still the same."""
+    names = [values.get(key) for key in ("certfile", "keyfile", "ca_certs", "ca_path")]
+    if not (values.get("ca_certs") or values.get("ca_path") or values.get("ca_data")):
+        names += ssl.get_default_verify_paths()[:2]
+    return tuple(map(_version_of, names))
+
+
+def _version_of(path: Any) -> tuple[object, ...] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, TypeError, ValueError):
+        return None  # loading it says what is wrong
+    return path, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=32)
+def _context(items: tuple[tuple[str, Any], ...], files: tuple[object, ...]) -> ssl.SSLContext:
+    """Make a context of the options *items*; *files* tells when another one must be made."""
+    values = dict(items)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _set_version(context, values.get("ssl_version"))
@@ -269,7 +300,8 @@ class TlsSession:
         if not self.handshake_done and not self._shake_hands():
             return b""
         parts = self._read()
-        self._send_unsent()
+        if self._unsent:
+            self._send_unsent()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def feed_eof(self) -> None:
@@ -294,7 +326,8 @@ class TlsSession:
     def encrypt(self, plaintext: bytes | memoryview) -> bytes:
         """Return what is to be sent for *plaintext*: less or nothing when it has to wait for input.
 
-        What waits is kept, and comes out of :meth:`take_output` after a later :meth:`feed`.
+        What waits is kept, and comes out of :meth:`take_output` after a later :meth:`feed`.  The session
+        keeps as much memory as the longest *plaintext* has taken.
         """
         if self._failure is not None:
             raise self._failure
@@ -333,10 +366,11 @@ class TlsSession:
         return True
 
     def _read(self) -> list[bytes]:
-        # One receive may hold several records, and there is no event for those that we leave.
+        # One receive may hold several records, and there is no event for those that we leave.  A read of
+        # an empty BIO raises, which costs as much again.
         parts: list[bytes] = []
         try:
-            while not self.has_ended:
+            while self._incoming.pending and not self.has_ended:
                 part = self._tls.read(RECORD)
                 if part:
                     parts.append(part)

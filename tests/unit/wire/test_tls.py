@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import ssl
 import subprocess
 import sys
@@ -416,7 +417,10 @@ def test_a_certificate_in_one_file_with_its_key(tmp_path: Path) -> None:
     Pair(option, context=server_context(ask=True)).connect()
 
 
-def test_by_default_the_system_s_authorities_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_the_system_s_authorities_are_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(shutil.copy(CA, tmp_path)))
     loaded: list[ssl.Purpose] = []
     monkeypatch.setattr(
         ssl.SSLContext,
@@ -427,3 +431,56 @@ def test_by_default_the_system_s_authorities_are_known(monkeypatch: pytest.Monke
     assert loaded == []
     tls_context({"cert_reqs": "CERT_REQUIRED"})
     assert loaded == [ssl.Purpose.SERVER_AUTH]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_connections_share_a_context_while_its_files_are_the_same(
+    tmp_path: Path, kind: Callable[[str], Any]
+) -> None:
+    for name in ("pem", "key"):
+        shutil.copy(CERTS / f"client.{name}", tmp_path)
+    own = str(tmp_path / "client")
+    options = {"ca_certs": kind(CA), "certfile": kind(f"{own}.pem"), "keyfile": kind(f"{own}.key")}
+    first = tls_context(options)
+    assert tls_context({**options, "server_hostname": "another"}) is first
+    assert tls_context({**options, "check_hostname": False}) is not first
+    assert first.check_hostname
+    # As whoever renews a certificate does.
+    for name in ("pem", "key"):
+        renewed = shutil.copy(CERTS / f"server.{name}", tmp_path / "new")
+        Path(renewed).rename(tmp_path / f"client.{name}")
+    assert tls_context(options) is not first
+    server = server_context(ask=True)
+    pair = Pair(options, context=server).connect()
+    subject = dict(each for part in pair.server.peer_certificate["subject"] for each in part)
+    assert subject["commonName"] == "server"
+
+
+def test_the_system_s_authorities_are_read_again_when_they_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "authorities.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    shutil.copy(CERTS / "other-ca.pem", file)
+    with pytest.raises(CertificateRejected):
+        Pair(True).connect()
+    known = tls_context(True)
+    assert tls_context({}) is known
+    shutil.copy(CA, tmp_path / "new")
+    (tmp_path / "new").rename(file)
+    Pair(True).connect()
+    assert tls_context(True) is not known
+
+
+def test_what_could_not_be_loaded_is_tried_again(tmp_path: Path) -> None:
+    file = tmp_path / "late.pem"
+    with pytest.raises(ValueError, match="ca_certs"):
+        tls_context({"ca_certs": file})
+    shutil.copy(CA, file)
+    Pair({"ca_certs": file}).connect()
+
+
+def test_options_that_have_no_hash_are_used_as_well() -> None:
+    data = bytearray(ssl.PEM_cert_to_DER_cert(Path(CA).read_text()))
+    for _ in range(2):
+        Pair({"ca_data": data}).connect()
