@@ -28,7 +28,7 @@ from __future__ import annotations
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -355,14 +355,9 @@ class Writer:
             self._out = []
             self._offered, self._offered_left = out, 0
             if self.seal is not None:
-                try:
-                    sealed = self.seal(b"".join(out))
-                except OSError as exc:
-                    self._fail(exc)
-                    return
-                self.pending = len(sealed)
-                buffers: list[Buffer] = [sealed]
-            elif len(out) == 1:
+                self._seal_and_send(out, self.seal)
+                return
+            if len(out) == 1:
                 buffers = out
                 self.pending = len(out[0])
             elif self.pending < GATHER or len(out) > IOV_MAX:
@@ -388,6 +383,23 @@ class Writer:
         except BaseException as exc:
             self._interrupted(exc)
             raise
+
+    def _seal_and_send(self, out: list[Buffer], seal: Callable[[bytes], bytes]) -> None:
+        """Encrypt *out* and send it, part by part; what the full socket does not take is the tail."""
+        parts = [b"".join(out)] if self.pending <= GATHER else _parts(out)
+        self.pending = 0
+        for part in parts:
+            try:
+                sealed = seal(part)
+            except OSError as exc:
+                self._fail(exc)
+                return
+            self.write_sealed(sealed)
+            if self._closed:
+                return
+        self._note_left(0)
+        if self._tail:
+            self._update_must_wait()
 
     def _keep(self, buffers: list[Buffer], sent: int) -> None:
         """Keep the part of *buffers* that was not sent, and watch for room."""
@@ -478,6 +490,21 @@ class Writer:
         self.must_wait = not self._closed and (
             self._yield_due or self.pending > HIGH_WATER or bool(self._waiters) or self._is_waking
         )
+
+
+def _parts(buffers: list[Buffer]) -> Iterator[bytes]:
+    """Join *buffers* to parts of ``GATHER`` bytes at most: what is encrypted stays in the cache."""
+    pieces: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        for begin in range(0, len(buffer), GATHER):
+            piece = memoryview(buffer)[begin : begin + GATHER]
+            if size + len(piece) > GATHER:
+                yield b"".join(pieces)
+                pieces, size = [], 0
+            pieces.append(piece)
+            size += len(piece)
+    yield b"".join(pieces)
 
 
 def _is_over(exc: OSError) -> None:

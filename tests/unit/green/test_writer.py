@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import random
+import socket
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Iterator
 from time import monotonic, thread_time
@@ -21,7 +22,15 @@ from hypothesis import strategies as st
 from greenconn.green import writer as writer_module
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.writer import EARLY_FLUSH, GATHER, HIGH_WATER, IOV_MAX, LOW_WATER, Writer
+from greenconn.green.writer import (
+    EARLY_FLUSH,
+    GATHER,
+    HIGH_WATER,
+    IOV_MAX,
+    LOW_WATER,
+    Buffer,
+    Writer,
+)
 from tests.fix_interrupts import Signal, interruptions, signals
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import Wire, until
@@ -891,6 +900,50 @@ def test_what_is_sealed_leaves_in_the_order_of_the_sealing(line: Line) -> None:
     assert writer.sends == 3
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_large_is_sealed_part_by_part(line: Line, count: int) -> None:
+    writer, wire = line.writer, line.wire
+    sizes = []
+
+    def seal(plain: bytes) -> bytes:
+        sizes.append(len(plain))
+        return plain
+
+    writer.seal = seal
+    body = bytes(range(251)) * 40_000
+    frames: list[Buffer] = [b"head", memoryview(body)[:1_000_000], b"", b"end", body[1_000_000:]]
+    whole = b"".join(frames) * count
+    for _ in range(count):
+        writer.write_many(list(frames))
+    assert writer.is_stalled  # in the midst of it
+    assert wire.receive_until(len(whole)) == whole
+    until(lambda: not writer.pending)
+    assert max(sizes) <= GATHER
+    assert len(sizes) < len(whole) // GATHER + 10 * count
+    writer.close()
+    assert writer.take_unsent()[0] == []
+
+
+def test_a_send_that_fails_between_two_parts_leaves_all_of_it_unsent(line: Line) -> None:
+    line.writer.close()
+    sock = Counting(line.wire.ours)
+    writer = line.writer = Writer(sock, line.on_error)  # type: ignore[arg-type]  # as above
+    parts = 0
+
+    def seal(plain: bytes) -> bytes:
+        nonlocal parts
+        parts += 1
+        if parts == 2:
+            line.wire.ours.shutdown(socket.SHUT_RDWR)
+        return plain
+
+    writer.seal = seal
+    body = bytes(4 * GATHER)
+    writer.write_many([b"head", body])
+    assert (parts, writer.pending, len(line.errors)) == (2, 0, 1)
+    assert writer.take_unsent() == ([b"head", body], 0)
+
+
 def test_a_record_of_tls_goes_before_plain_text_that_still_waits(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.seal = lambda plain: b"<" + plain + b">"
@@ -1063,13 +1116,16 @@ def test_drain_of_a_peer_that_takes_nothing_times_out(line: Line) -> None:
 
 
 @pytest.mark.parametrize("written", [0, 1, 2], ids=["first", "second", "third"])
-@pytest.mark.parametrize("is_large", [False, True], ids=["small", "early flush"])
+@pytest.mark.parametrize("size", [1, EARLY_FLUSH, GATHER + 1])
+@pytest.mark.parametrize("is_sealed", [False, True])
 def test_after_a_signal_amid_a_write_all_leaves_or_the_stream_ends(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch, written: int, is_large: bool
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, written: int, size: int, is_sealed: bool
 ) -> None:
     monkeypatch.setattr(writer_module, "PACE", 3600.0)
-    before, mine, after = b"1" * written, b"2" * (EARLY_FLUSH if is_large else 1), b"3"
+    before, mine, after = b"1" * written, b"2" * size, b"3"
     lines, survivors = [Line(wire)], 0
+    if is_sealed:
+        lines[0].writer.seal = bytes
     if before:
         lines[0].writer.write(before)
     for raised in signals(lambda: lines[-1].writer.write(mine)):
@@ -1091,6 +1147,8 @@ def test_after_a_signal_amid_a_write_all_leaves_or_the_stream_ends(
             assert line.writer.pending == 0
         line.writer.close()
         lines.append(Line(wire))
+        if is_sealed:
+            lines[-1].writer.seal = bytes
         if before:
             lines[-1].writer.write(before)
     lines[-1].writer.close()
