@@ -30,6 +30,15 @@ RABBITMQ: Final = Board(
     works=works.WORKS,
     rivals=rivals.RIVALS,
 )
+RABBITMQ_TLS: Final = Board(
+    name="rabbitmq-tls",
+    stage="benchmarks.stage",
+    works=works.TLS_WORKS,
+    rivals={
+        name: rivals.RIVALS[name]
+        for name in ("greenconn", "kombu", "pika", "amqpstorm", "aio-pika", "raw")
+    },
+)
 RABBITMQ_LOAD: Final = Board(
     name="rabbitmq-load",
     stage="benchmarks.stage",
@@ -90,7 +99,7 @@ SQS: Final = Board(
 BOARDS: Final = {
     board.name: board
     for board in (
-        *(RABBITMQ, RABBITMQ_LOAD, REDIS, REDIS_CLUSTER),
+        *(RABBITMQ, RABBITMQ_TLS, RABBITMQ_LOAD, REDIS, REDIS_CLUSTER),
         *(MEMORY, MONGODB, COUCHDB, SQLITE, SQS, POSTGRESQL),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from dataclasses import dataclass
 from struct import pack, unpack_from
 from typing import Final
@@ -23,30 +24,33 @@ class Address:
     user: str
     password: str
     vhost: str
+    is_tls: bool = False
 
     @classmethod
     def of(cls, url: str) -> Address:
         """The address in *url*.
 
         Raises:
-            ValueError: it is not one of plain AMQP.
+            ValueError: it is not one of AMQP.
         """
         parts = urlsplit(url)
-        if parts.scheme != "amqp":
-            raise ValueError(f"url {url!r}: the benchmarks connect by amqp:// only")
+        if parts.scheme not in ("amqp", "amqps"):
+            raise ValueError(f"url {url!r}: the benchmarks connect by amqp:// and amqps:// only")
         return cls(
             parts.hostname or "127.0.0.1",
             parts.port or 5672,
             unquote(parts.username or "guest"),
             unquote(parts.password or "guest"),
             unquote(parts.path[1:]) or "/",
+            parts.scheme == "amqps",
         )
 
     @property
     def url(self) -> str:
         """The spelling that all rivals understand alike."""
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
-        return f"amqp://{login}@{self.host}:{self.port}/{quote(self.vhost, safe='')}"
+        scheme = "amqps" if self.is_tls else "amqp"
+        return f"{scheme}://{login}@{self.host}:{self.port}/{quote(self.vhost, safe='')}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class Line:
         self.socket = socket.create_connection((address.host, address.port), TIMEOUT)
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if address.is_tls:
+                context = ssl.create_default_context()
+                self.socket = context.wrap_socket(self.socket, server_hostname=address.host)
             self._open(address)
         except BaseException:
             self.socket.close()

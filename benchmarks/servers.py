@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ from benchmarks.boards import (
     POSTGRESQL,
     RABBITMQ,
     RABBITMQ_LOAD,
+    RABBITMQ_TLS,
     REDIS,
     REDIS_CLUSTER,
     SQLITE,
@@ -35,10 +38,12 @@ from tests.brokers.environment import (
 )
 from tests.brokers.keeper import Keeper
 from tests.brokers.moto import MotoServer
+from tests.brokers.ports import free_ports
 from tests.brokers.postgresql import PostgresServer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
+from tests.fix_tls import CERTS
 
 #: One that has no table of rivals.
 BEANSTALK: Final = "beanstalk"
@@ -55,6 +60,31 @@ class _Folder:
         """Nothing is to be started."""
 
 
+class _TlsRabbitMQ(RabbitMQ):
+    """A RabbitMQ over TLS; its clients trust the system's authorities and its own."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        (self.tls_port,) = free_ports(1)
+        settings = {
+            "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
+            "ssl_options.certfile": CERTS / "server.pem",
+            "ssl_options.keyfile": CERTS / "server.key",
+        }
+        super().__init__(keeper, settings=settings)
+        system = ssl.get_default_verify_paths().cafile
+        files = [CERTS / "ca.pem", *([Path(system)] if system else [])]
+        trusted = self.directory / "authorities.pem"
+        trusted.write_text("\n".join(file.read_text() for file in files))
+        os.environ["SSL_CERT_FILE"] = str(
+            trusted
+        )  # for the clients, which are processes of their own
+
+    @property
+    def url(self) -> str:
+        """The address of the virtual host ``/``, over TLS."""
+        return f"amqps://guest:guest@127.0.0.1:{self.tls_port}/%2F"
+
+
 #: The server counts its statements.
 _COUNTING: Final = ("shared_preload_libraries = 'pg_stat_statements'",)
 
@@ -62,6 +92,7 @@ _COUNTING: Final = ("shared_preload_libraries = 'pg_stat_statements'",)
 SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     RABBITMQ.name: (RabbitMQ, AMQP_URL),
     RABBITMQ_LOAD.name: (RabbitMQ, AMQP_URL),
+    RABBITMQ_TLS.name: (_TlsRabbitMQ, "GREENCONN_TEST_AMQPS_URL"),
     REDIS.name: (RedisServer, REDIS_URL),
     REDIS_CLUSTER.name: (partial(RedisCluster, replicas=0), "GREENCONN_TEST_REDIS_CLUSTER_URL"),
     MONGODB.name: (mongodb_server.KIND, MONGODB_URL),

@@ -135,6 +135,14 @@ def _under_load(title: str) -> tuple[Figure, ...]:
     )
 
 
+#: What is measured over TLS, too.
+TLS_WORKS: dict[str, Work] = {
+    name: WORKS[name]
+    for name in (
+        *("publish", "confirmed", "confirmed_shared", "consume", "spawned", "consumers"),
+        *("rpc", "rpc_shared", "large_publish", "large_consume", "connect"),
+    )
+}
 #: Latency while calls or messages come at a rate.
 LOAD_WORKS: dict[str, Work] = {
     "loaded_publish": Work(figures=_under_load("publish with confirm")),
