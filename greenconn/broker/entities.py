@@ -458,8 +458,7 @@ class SharedEntities(Entities):
         if known is not None and known.is_guess and not passive:
             link.routing.forget(name)  # what it is like is said only now
         super().declare_exchange(exchange, declared, passive=passive)
-        if not passive:
-            # Each time: the broker may have lost what it knew.
+        if not passive and (known is None or known.is_guess):
             link.routing.note(self.state.exchanges[name])
 
     def delete_exchange(self, exchange: str, if_unused: bool) -> None:
@@ -475,7 +474,7 @@ class SharedEntities(Entities):
         self._exchange(binding.source, method)
         if binding.to_exchange:
             self._exchange(binding.destination, method)
-        # Each time, as above; the broker has it once.
+        # Each time: the broker may have lost what it knew, and has it once.
         self._link.routing.bind(binding)
 
     def _unbind(self, binding: Binding) -> None:

@@ -465,3 +465,15 @@ def test_who_may_only_publish_publishes(redis_with: Callable[..., RedisServer]) 
                 for _ in range(3):
                     producer.publish("x", routing_key="a")
         assert at_server("LLEN", "q") == 3
+
+
+def test_a_declaration_takes_few_round_trips(redis_url: str, unique: str) -> None:
+    queue = Queue(unique, Exchange(unique, "direct"), unique)
+    with Connection(redis_url) as connection:
+        channel = connection.default_channel
+        writer = connection.session.life.link.commands.pipeline.writer
+        for most in (6, 3):
+            sends = writer.sends
+            queue(channel).declare()
+            assert writer.sends - sends <= most
+        queue(channel).delete()

@@ -628,6 +628,25 @@ class Commands:
             self.scripts.forget()
             return self.call(self.scripts.call(script, keys, *args), what=what)
 
+    def run_before(
+        self,
+        reads: Sequence[bytes],
+        script: Script,
+        keys: tuple[bytes, ...],
+        *args: Argument,
+        what: str,
+    ) -> list[Any]:
+        """Run a script and *reads* behind it in one round trip; return all replies.  May switch.
+
+        Raises:
+            Exception: as :meth:`call_all`.
+        """
+        try:
+            return self.call_all([self.scripts.call(script, keys, *args), *reads], what=what)
+        except NoScriptError:
+            self.scripts.forget()
+            return self.call_all([self.scripts.call(script, keys, *args), *reads], what=what)
+
     def post_script(
         self,
         script: Script,

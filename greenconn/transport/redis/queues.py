@@ -303,18 +303,17 @@ class RedisQueues(QueueStore):
         if declared.owner is not None:
             partition.keep_alive()
         expires_ms = declared.expires_ms
-        what = f"declaring queue {name!r}"
-        commands.run(
+        # Read by a command of its own, so that the server tells when others change it.
+        text = commands.run_before(
+            [pack(b"GET", key)],
             DECLARE,
             (key, commands.keys.temporary, commands.keys.timed, commands.keys.exclusive),
             *(name, declared.text(), "" if expires_ms is None else expires_ms),
             "1" if declared.auto_delete or expires_ms is not None else "",
             "1" if declared.policy.message_ttl is not None else "",
             declared.owner or "",
-            what=what,
-        )
-        # Read by a command of its own, so that the server tells when others change it.
-        text = commands.call(pack(b"GET", key), what=what)
+            what=f"declaring queue {name!r}",
+        )[1]
         return self._remember(name, declared if text is None else Declaration.read(text))
 
     # -- use and its end
@@ -376,10 +375,10 @@ class RedisQueues(QueueStore):
         """Return the numbers of a queue's waiting messages and consumers."""
         commands = self._at(name).commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
-        what = f"counting messages of queue {name!r}"
-        others = commands.run(JOIN, keys, commands.owner, "", what=what)
-        sizes = commands.call_all(
-            [pack(b"LLEN", key) for key in commands.keys.lists(name)], what=what
+        others, *sizes = commands.run_before(
+            [pack(b"LLEN", key) for key in commands.keys.lists(name)],
+            *(JOIN, keys, commands.owner, ""),
+            what=f"counting messages of queue {name!r}",
         )
         feed = self._feeds.get(name)
         return sum(sizes), others + (len(feed.consumers) if feed is not None else 0)
@@ -677,11 +676,19 @@ class RedisTopology(TopologyStore):
         commands = self._at(exchange).commands
         keys = commands.keys
         what = f"looking up exchange {exchange!r}"
-        text = commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
+        text, has_table = commands.call_all(
+            [
+                pack(b"GET", keys.exchange(exchange)),
+                pack(b"EXISTS", keys.bindings(exchange)),
+            ],
+            what=what,
+        )
         if text is not None:
             record = _decoded(text)
             if isinstance(record.get("type"), str):
                 return record
+        elif not has_table:
+            return None
         table = _table(commands, exchange, what)
         if text is None and not table:
             return None
