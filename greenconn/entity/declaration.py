@@ -28,7 +28,7 @@ from gevent import sleep
 from greenconn.abstract import MaybeChannelBound
 from greenconn.checks import maybe_channel
 from greenconn.entity.exchange import Exchange, binding
-from greenconn.entity.queue import Queue
+from greenconn.entity.queue import Queue, may_skip_counts
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -451,12 +451,7 @@ def declare_uncounted(channel: Channel, **how: Any) -> None:
         NotFound: there is no such queue, of a passive one.
         ChannelError, ConnectionError, TimeoutError: as each declaration.
     """
-    channel.queue_declare(**how, nowait=_may_skip_counts(channel))
-
-
-def _may_skip_counts(channel: Channel | None) -> bool:
-    # Of the type: a program's stand-in for a channel has every attribute.
-    return bool(getattr(type(channel), "may_skip_counts", False))
+    channel.queue_declare(**how, nowait=may_skip_counts(channel))
 
 
 class _Awaited:
@@ -604,10 +599,7 @@ class Declarations:
         """
         if self._waits_for(entity):
             self.finish()
-            if _may_skip_counts(self._channel) and _needs_no_reply(entity):
-                entity.declare(channel=self._channel, nowait=True)
-            else:
-                entity.declare(channel=self._channel)
+            entity.declare(channel=self._channel)
         else:
             self._send(entity.declare)
 

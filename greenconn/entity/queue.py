@@ -302,6 +302,8 @@ class Queue(MaybeChannelBound):
         """
         if self.no_declare:
             return self.name
+        if type(self) is Queue and self.on_declared is None:
+            nowait = nowait or may_skip_counts(self.channel if channel is None else channel)
         if self.exchange:
             self.exchange.declare(nowait=nowait, channel=channel)
         target = self.dead_letter_queue
@@ -617,6 +619,12 @@ SEED: Final = 104729
 KEY: Final = "x-greenconn-key"
 LONGEST_KEY: Final = 255
 _MASK: Final = 0xFFFFFFFF
+
+
+def may_skip_counts(channel: Channel) -> bool:
+    """Return whether ``nowait`` means on *channel* only that a queue's messages are not counted."""
+    # Of the type: a program's stand-in for a channel has every attribute.
+    return bool(getattr(type(channel), "may_skip_counts", False))
 
 
 class SuperStream:
