@@ -610,7 +610,9 @@ class Session:
         cursor = self._cursor
         if cursor is None or self._is_dropped:
             raise LinkLost(f"{self.where}: the connection is closed")
-        cursor.execute(text, values or None, prepare=self._prepares and bool(values))
+        # None: with the sixth time, as it takes a round trip of its own.
+        prepare = None if self._prepares and values else False
+        cursor.execute(text, values or None, prepare=prepare)
         if not self._is_in_transaction:
             self._has_committed = True
         return cursor

@@ -24,7 +24,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from greenconn.broker.exchanges import ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.exchanges import Exchange, ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.broker.queues import Declaration, QueuePolicy, is_lost
 from greenconn.jsoncodec import dumps, loads
 
@@ -233,11 +233,8 @@ class Queues:
 
     def make(self, name: str, declared: Declaration) -> Declaration:
         """Make a queue unless it is there, and return how it was declared."""
+        policy = declared.policy
         while True:
-            found = self.find(name)
-            if found is not None:
-                return found
-            policy = declared.policy
             made = self._session.change(
                 "INSERT INTO greenconn.queues (name, declaration, owner, auto_delete, is_bounded, "
                 "is_single, idle_until) "
@@ -250,6 +247,9 @@ class Queues:
             )
             if made:
                 return declared
+            found = self.find(name)
+            if found is not None:
+                return found
 
     def find(self, name: str) -> Declaration | None:
         """Return the declaration of a queue; None: there is none, or its owner was dead."""
@@ -549,10 +549,11 @@ class Records(TopologyStore):
 
     def _write(self, statement: str, *values: Any) -> bool:
         """Run a statement; if it changes anything, what others know is old."""
-        changed = self._session.change(statement, values) > 0
-        if changed:
-            self._session.change("UPDATE greenconn.topology SET version = version + 1")
-        return changed
+        noted = (
+            f"WITH changed AS ({statement} RETURNING 1) UPDATE greenconn.topology "
+            f"SET version = version + 1 WHERE EXISTS (SELECT FROM changed)"
+        )
+        return self._session.change(noted, values) > 0
 
 
 class SharedTopology(Topology):
@@ -577,6 +578,14 @@ class SharedTopology(Topology):
     def _changed(self, function: Callable[..., object], *args: Any) -> None:
         with self._session.transaction():
             function(self._records, *args)
+
+    # One statement is a transaction without more round trips.
+
+    def declare(self, exchange: Exchange) -> None:
+        self._session.call(self._records.declare, exchange)
+
+    def add(self, exchange: str, row: Row) -> None:
+        self._session.call(self._records.add, exchange, row)
 
     def rows(self, name: str) -> Sequence[Row] | None:
         return self._session.call(self._current, name, self._asked)
