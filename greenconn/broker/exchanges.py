@@ -779,6 +779,23 @@ class BrokerState:
 ExchangeRecord: TypeAlias = Mapping[str, Any]
 
 
+def as_exchange(name: str, record: ExchangeRecord | None) -> Exchange | None:
+    """Return an exchange without its bindings; None: there is none, or of no type known here."""
+    kind = None if record is None else record.get("type")
+    if record is None or not isinstance(kind, str) or kind not in ROUTERS:
+        return None
+    arguments = record.get("arguments")
+    return Exchange(
+        name,
+        kind,
+        ROUTERS[kind](),
+        durable=bool(record.get("durable")),
+        auto_delete=bool(record.get("auto_delete")),
+        arguments=arguments if isinstance(arguments, dict) else {},
+        is_guess=bool(record.get("is_guess")),
+    )
+
+
 class Row(NamedTuple):
     """A binding as stores share it: kombu's row, and what kombu's rows have not.
 
@@ -844,20 +861,7 @@ class TopologyStore(ABC):
 
     def find(self, name: str) -> Exchange | None:
         """Return an exchange without its bindings; None: there is none, or of no type known here."""
-        record = self.get(name)
-        kind = None if record is None else record.get("type")
-        if record is None or not isinstance(kind, str) or kind not in ROUTERS:
-            return None
-        arguments = record.get("arguments")
-        return Exchange(
-            name,
-            kind,
-            ROUTERS[kind](),
-            durable=bool(record.get("durable")),
-            auto_delete=bool(record.get("auto_delete")),
-            arguments=arguments if isinstance(arguments, dict) else {},
-            is_guess=bool(record.get("is_guess")),
-        )
+        return as_exchange(name, self.get(name))
 
     def declare(self, exchange: Exchange) -> None:
         """Keep an exchange, unless there is one of its name."""

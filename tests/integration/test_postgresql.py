@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import _socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.postgresql import schema
 from greenconn.transport.postgresql.connection import LinkLost, Session, parsed
 from greenconn.transport.postgresql.messages import EVERYTHING, Handle
-from greenconn.transport.postgresql.queues import announce, announce_all
+from greenconn.transport.postgresql.queues import Lookups, announce, announce_all
 from tests.brokers.postgresql import LOGIN
 from tests.fix_postgresql import Database, PostgresServers
 from tests.fix_wires import until
@@ -90,6 +90,43 @@ def test_who_is_killed_within_a_statement_ends_the_connection(
     postgresql.execute("SELECT pg_advisory_unlock(4712)")
     gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
     until(lambda: postgresql.execute(gone, (pid,)).fetchone() == (0,), SOON)
+
+
+def test_who_waits_for_the_session_is_answered_by_one_statement(session: Session) -> None:
+    asked: list[list[str]] = []
+    gates = [Event() for _ in range(6)]
+
+    def find(keys: Collection[str]) -> dict[str, str]:
+        asked.append(sorted(keys))
+        assert gates[len(asked) - 1].wait(SOON)
+        if "refused" in keys:
+            raise ValueError("refused")
+        return {key: key.upper() for key in keys if key != "missing"}
+
+    def begin(*names: str) -> list[Any]:
+        greenlets = [gevent.spawn(names_of.get, name) for name in names]
+        gevent.sleep(0)  # until each waits
+        return greenlets
+
+    names_of: Lookups[str] = Lookups(session, find)
+    first, b, killed, missing, again = begin("first", "b", "killed", "missing", "b")
+    killed.kill()
+    gates[0].set()
+    until(lambda: len(asked) == 2)
+    (late,) = begin("b")  # what is read now may be old for it
+    gates[1].set()
+    gates[2].set()
+    waiting = (first, b, missing, again, late)
+    assert [each.get(timeout=SOON) for each in waiting] == ["FIRST", "B", None, "B", "B"]
+    # A refusal is for who ran the statement; the others ask again.
+    former, refused, other = begin("former", "refused", "b")
+    for gate in gates[3:]:
+        gate.set()
+    with pytest.raises(ValueError, match="refused"):
+        refused.get(timeout=SOON)
+    assert (former.get(timeout=SOON), other.get(timeout=SOON)) == ("FORMER", "B")
+    together = [["b", "killed", "missing"], ["b"], ["former"], ["b", "refused"], ["b"]]
+    assert asked == [["first"], *together]
 
 
 def test_a_reply_that_comes_in_the_turn_in_which_the_connection_is_closed(

@@ -530,7 +530,7 @@ class PostgresStore(Store):
         return made
 
     def find_queue(self, name: str) -> Declaration | None:
-        return self.session.call(self._queues.find, name)
+        return self._queues.look_up(name)
 
     def queue_names(self) -> Collection[str]:
         return self.session.call(self._queues.names)

@@ -22,9 +22,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from greenconn.broker.exchanges import Exchange, ExchangeRecord, Row, Topology, TopologyStore
+from greenconn.broker.exchanges import (
+    Exchange,
+    ExchangeRecord,
+    Row,
+    Topology,
+    TopologyStore,
+    as_exchange,
+)
 from greenconn.broker.queues import Declaration, QueuePolicy, is_lost
 from greenconn.jsoncodec import dumps, loads
 
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from greenconn.transport.postgresql.connection import Session
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 #: The beginning of the channel on which a link is notified; its owner follows.
 CHANNEL: Final = "greenconn_"
@@ -126,6 +135,54 @@ def disarm(session: Session, numbers: Collection[int], owner: str) -> Collection
     return announce_rest(session, numbers, owner)
 
 
+class _Asked(Generic[V]):
+    """One caller of :class:`Lookups`, and what was found."""
+
+    __slots__ = ("is_answered", "key", "value")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.is_answered = False
+        self.value: V | None = None
+
+
+class Lookups(Generic[V]):
+    """Finds something by its key; callers that wait for the session are served by one statement.
+
+    Arguments:
+        session: what statements run in.
+        find: returns what it finds of some keys, by key; it runs within :meth:`Session.call`.
+    """
+
+    def __init__(
+        self, session: Session, find: Callable[[Collection[str]], Mapping[str, V]]
+    ) -> None:
+        self._session = session
+        self._find = find
+        self._asked: list[_Asked[V]] = []
+
+    def get(self, key: str) -> V | None:
+        """Return what is found; None: nothing.  May switch.
+
+        Raises:
+            Exception: as :meth:`Session.call`.
+        """
+        asked: _Asked[V] = _Asked(key)
+        self._asked.append(asked)
+        return self._session.call(self._answer, asked)
+
+    def _answer(self, caller: _Asked[V]) -> V | None:
+        if not caller.is_answered:
+            asked, self._asked = self._asked, []
+            if caller not in asked:
+                asked.append(caller)  # what was asked with it has failed
+            found = self._find({each.key for each in asked})
+            for each in asked:
+                each.value = found.get(each.key)
+                each.is_answered = True
+        return caller.value
+
+
 class QueueRow(NamedTuple):
     """A queue as it is in the table."""
 
@@ -186,6 +243,7 @@ class Queues:
         self._owner = owner
         self._known: dict[int, QueueRow] = {}
         self._records = Records(session)
+        self._found = Lookups(session, self._by_name)
 
     def row(self, name: str) -> QueueRow | None:
         """Return a queue; None: there is none."""
@@ -250,6 +308,16 @@ class Queues:
             found = self.find(name)
             if found is not None:
                 return found
+
+    def _by_name(self, names: Collection[str]) -> dict[str, QueueRow]:
+        return {row.name: row for row in self.rows(names)}
+
+    def look_up(self, name: str) -> Declaration | None:
+        """Return the declaration of a queue as :meth:`find` does.  Not within ``Session.call``."""
+        row = self._found.get(name)
+        if row is None or row.declaration.owner in (None, self._owner):
+            return None if row is None else row.declaration
+        return self._session.call(self.find, name)
 
     def find(self, name: str) -> Declaration | None:
         """Return the declaration of a queue; None: there is none, or its owner was dead."""
@@ -356,13 +424,14 @@ class Queues:
         row = self.row(name)
         if row is None:
             return None
-        with self._session.transaction():
-            # One that begins at once would not see that this one has left.
-            self._session.fetch(
-                "SELECT 1 FROM greenconn.queues WHERE id = %b FOR UPDATE", (row.id,)
-            )
+        expires = row.policy.expires is not None
+        with self._session.transaction() if expires else nullcontext():
+            # Locked: one that begins at once would not see that this one has left.
             removed = self._session.fetch(
-                "DELETE FROM greenconn.consumers WHERE queue = %b AND owner = %b RETURNING armed",
+                "WITH locked AS MATERIALIZED "
+                "(SELECT id FROM greenconn.queues WHERE id = %b FOR UPDATE) "
+                "DELETE FROM greenconn.consumers c USING locked "
+                "WHERE c.queue = locked.id AND c.owner = %b RETURNING armed",
                 (row.id, self._owner),
             )
             self.touch(row)
@@ -481,18 +550,22 @@ class Records(TopologyStore):
         self._session = session
 
     def get(self, exchange: str) -> ExchangeRecord | None:
-        found = self._session.fetch(
-            "SELECT type, durable, auto_delete, arguments FROM greenconn.exchanges WHERE name = %b",
-            (exchange,),
-        )
-        if not found:
-            return None
-        ((kind, durable, auto_delete, arguments),) = found
+        return self.records([exchange]).get(exchange)
+
+    def records(self, exchanges: Collection[str]) -> dict[str, ExchangeRecord]:
+        """Return how those of some exchanges that exist were declared, by name."""
         return {
-            "type": kind,
-            "durable": durable,
-            "auto_delete": auto_delete,
-            "arguments": loads(arguments),
+            name: {
+                "type": kind,
+                "durable": durable,
+                "auto_delete": auto_delete,
+                "arguments": loads(arguments),
+            }
+            for name, kind, durable, auto_delete, arguments in self._session.fetch(
+                "SELECT name, type, durable, auto_delete, arguments FROM greenconn.exchanges "
+                "WHERE name = ANY (%b::text[])",
+                (list(exchanges),),
+            )
         }
 
     def put(self, exchange: str, record: ExchangeRecord) -> None:
@@ -562,6 +635,7 @@ class SharedTopology(Topology):
     def __init__(self, session: Session) -> None:
         self._session = session
         self._records = Records(session)
+        self._found = Lookups(session, self._records.records)
         #: Exchange -> its rows, as of this version.
         self._rows: dict[str, Sequence[Row] | None] = {}
         self._version = 0
@@ -578,6 +652,9 @@ class SharedTopology(Topology):
     def _changed(self, function: Callable[..., object], *args: Any) -> None:
         with self._session.transaction():
             function(self._records, *args)
+
+    def find(self, name: str) -> Exchange | None:
+        return as_exchange(name, self._found.get(name))
 
     # One statement is a transaction without more round trips.
 
