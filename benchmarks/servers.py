@@ -38,12 +38,11 @@ from tests.brokers.environment import (
 )
 from tests.brokers.keeper import Keeper
 from tests.brokers.moto import MotoServer
-from tests.brokers.ports import free_ports
 from tests.brokers.postgresql import PostgresServer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
-from tests.fix_tls import CERTS
+from tests.brokers.tls import AUTHORITY, TlsRabbitMQ
 
 #: One that has no table of rivals.
 BEANSTALK: Final = "beanstalk"
@@ -60,19 +59,13 @@ class _Folder:
         """Nothing is to be started."""
 
 
-class _TlsRabbitMQ(RabbitMQ):
+class _TlsRabbitMQ(TlsRabbitMQ):
     """A RabbitMQ over TLS; its clients trust the system's authorities and its own."""
 
     def __init__(self, keeper: Keeper) -> None:
-        (self.tls_port,) = free_ports(1)
-        settings = {
-            "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
-            "ssl_options.certfile": CERTS / "server.pem",
-            "ssl_options.keyfile": CERTS / "server.key",
-        }
-        super().__init__(keeper, settings=settings)
+        super().__init__(keeper)
         system = ssl.get_default_verify_paths().cafile
-        files = [CERTS / "ca.pem", *([Path(system)] if system else [])]
+        files = [AUTHORITY, *([Path(system)] if system else [])]
         trusted = self.directory / "authorities.pem"
         trusted.write_text("\n".join(file.read_text() for file in files))
         os.environ["SSL_CERT_FILE"] = str(

@@ -70,6 +70,16 @@ def test_the_ledger_balances_after_a_storm(broker: str, patched: bool) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("broker", ["rabbitmq-tls", "redis-tls"])
+def test_the_ledger_balances_after_a_storm_on_a_line_that_is_encrypted(
+    broker: str, patched: bool
+) -> None:
+    outcome = outcome_of(broker, short_plan(1 + patched, PROXIED - SLOW))
+    check(outcome)
+    assert outcome.faults
+
+
+@pytest.mark.full
 def test_the_ledger_balances_after_a_storm_on_rabbitmq(
     own_rabbitmq: RabbitMQ, patched: bool
 ) -> None:

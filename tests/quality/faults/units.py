@@ -119,6 +119,25 @@ class RespUnits:
         return part[:at] + part[at : at + 1] + part[at:] if part[at] in b"*$:>%" else None
 
 
+class TlsBytes:
+    """TLS: no byte can be changed that the other side does not notice."""
+
+    def starts(self, part: bytes) -> list[int]:
+        """Everywhere; some places are enough."""
+        return list(range(0, len(part), 1 + len(part) // 50))
+
+    def corrupted(self, part: bytes, at: int, chance: random.Random) -> bytes | None:
+        """Another byte."""
+        spoiled = bytearray(part)
+        spoiled[at] ^= chance.randrange(1, 256)
+        return bytes(spoiled)
+
+    def doubled(self, part: bytes, at: int, chance: random.Random) -> bytes | None:
+        """Some bytes twice."""
+        count = chance.randrange(1, 100)
+        return part[:at] + part[at : at + count] + part[at:]
+
+
 class Opaque:
     """A protocol that cannot tell: its bytes are passed on as they are."""
 
@@ -136,7 +155,9 @@ class Opaque:
 
 
 def units_of(protocol: str, is_there: bool) -> Units:
-    """What knows the units of a flow of *protocol*; nothing does but of ``amqp`` and ``redis``."""
+    """What knows the units of a flow of *protocol*: ``amqp``, ``redis`` or ``tls``; else nothing."""
     if protocol == "amqp":
         return AmqpFrames(is_there)
+    if protocol == "tls":
+        return TlsBytes()
     return RespUnits(is_there) if protocol == "redis" else Opaque()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,9 @@ import pytest
 from greenconn.exceptions import FrameError
 from greenconn.wire.amqp import FrameParser
 from greenconn.wire.resp import ProtocolError, RespParser, pack
-from tests.quality.faults.units import AmqpFrames, RespUnits, Units
+from greenconn.wire.tls import TlsError, TlsSession, tls_session
+from tests.brokers.tls import AUTHORITY, CERTS
+from tests.quality.faults.units import AmqpFrames, RespUnits, TlsBytes, Units
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -69,6 +72,25 @@ def test_spoiled_frames_are_noticed(how: str, seed: int) -> None:
     parser = FrameParser(131072)
     with pytest.raises(FrameError):
         parser.feed(spoiled + b"".join(FRAMES) * 10)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("how", ["corrupted", "doubled"])
+def test_spoiled_records_are_noticed(how: str, seed: int) -> None:
+    chance = random.Random(seed)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTS / "server.pem", CERTS / "server.key")
+    server = TlsSession(context, None, server_side=True)
+    client = tls_session({"ca_certs": AUTHORITY}, "localhost")
+    server.feed(client.start())
+    client.feed(server.take_output())
+    server.feed(client.take_output())
+    stream = b"".join(client.encrypt(each) for each in FRAMES)
+    at = chance.choice(TlsBytes().starts(stream))
+    spoiled = getattr(TlsBytes(), how)(stream, at, chance)
+    with pytest.raises(TlsError):
+        for _ in range(20):  # a length that is spoiled may swallow what follows
+            server.feed(spoiled)
 
 
 @pytest.mark.parametrize("how", ["corrupted", "doubled"])

@@ -11,6 +11,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from tests.brokers.keeper import Keeper
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.brokers.tls import AUTHORITY, TlsRabbitMQ
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, places_of
 
@@ -22,18 +23,23 @@ class AmqpTarget(Proxied):
 
     Arguments:
         types: the types of the queues that are kept, in turn.
+        tls_port: where it is reached over TLS; None: it is not.
     """
 
     transport = "amqp"
     kinds = Proxied.kinds | {Kind.MEMORY_ALARM, Kind.DISK_ALARM, Kind.REVOKE}
     heartbeat: float | None = 2
 
-    def __init__(self, name: str, broker: RabbitMQ, types: tuple[str, ...]) -> None:
-        super().__init__(broker, broker.port, "amqp")
+    def __init__(
+        self, name: str, broker: RabbitMQ, types: tuple[str, ...], tls_port: int | None = None
+    ) -> None:
+        super().__init__(broker, tls_port or broker.port, "tls" if tls_port else "amqp")
         self.name = name
         self._broker = broker
         self._types = types
         self.url = f"amqp://guest:guest@127.0.0.1:{self.proxy.port}//"
+        if tls_port:
+            self.url = f"amqps{self.url.removeprefix('amqp')}?ssl_ca_certs={AUTHORITY}"
 
     @property
     def direct_url(self) -> str:
@@ -101,12 +107,13 @@ class AmqpTarget(Proxied):
 
 
 @contextmanager
-def rabbitmq_target(name: str, *types: str) -> Iterator[AmqpTarget]:
+def rabbitmq_target(name: str, *types: str, is_tls: bool = False) -> Iterator[AmqpTarget]:
     """Start a RabbitMQ; it ends with the block.  May switch."""
     with Keeper() as keeper:
-        broker = RabbitMQ(keeper)
+        broker = TlsRabbitMQ(keeper) if is_tls else RabbitMQ(keeper)
         broker.start()
-        target = AmqpTarget(name, broker, types)
+        tls_port = broker.tls_port if isinstance(broker, TlsRabbitMQ) else None
+        target = AmqpTarget(name, broker, types, tls_port)
         try:
             yield target
         finally:

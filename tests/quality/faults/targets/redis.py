@@ -13,7 +13,9 @@ from greenconn.entity import Queue
 from greenconn.wire.resp import pack
 from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
+from tests.brokers.ports import free_ports
 from tests.brokers.redis_server import RedisServer, SteppedRedis
+from tests.brokers.tls import AUTHORITY, redis_options
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, places_of
 
@@ -32,12 +34,15 @@ class RedisTarget(Proxied):
     #: There is no disk alarm: who does not reach its disk refuses as one without memory does.
     kinds = Proxied.kinds | {Kind.MEMORY_ALARM, Kind.EVICT, Kind.REVOKE}
 
-    def __init__(self, broker: RedisServer) -> None:
-        super().__init__(broker, broker.port, "redis")
+    def __init__(self, broker: RedisServer, tls_port: int | None = None) -> None:
+        super().__init__(broker, tls_port or broker.port, "tls" if tls_port else "redis")
         self._broker = broker
         if isinstance(broker, SteppedRedis):
             self.kinds = self.kinds | {Kind.CLOCK}
         self.url = f"redis://storm:secret@127.0.0.1:{self.proxy.port}/0"
+        if tls_port:
+            self.name = "redis-tls"
+            self.url = f"rediss{self.url.removeprefix('redis')}?ssl_ca_certs={AUTHORITY}"
         self.options = {"lease": 3.0, "health_check_interval": 2, "reply_timeout": 5.0}
 
     @property
@@ -94,9 +99,9 @@ class RedisTarget(Proxied):
             return connection.connection.commands.call(pack(*words))
 
 
-def _started(keeper: Keeper) -> RedisServer:
+def _started(keeper: Keeper, *further: str) -> RedisServer:
     """A Redis whose clock can be set, where the library for that is to be had."""
-    options = (*ON_DISK, *USER)
+    options = (*ON_DISK, *USER, *further)
     try:
         broker: RedisServer = SteppedRedis(keeper, options)
         broker.start()
@@ -107,11 +112,12 @@ def _started(keeper: Keeper) -> RedisServer:
 
 
 @contextmanager
-def redis_target() -> Iterator[RedisTarget]:
+def redis_target(*, is_tls: bool = False) -> Iterator[RedisTarget]:
     """Start a Redis; it ends with the block.  May switch."""
     with Keeper() as keeper:
-        broker = _started(keeper)
-        target = RedisTarget(broker)
+        tls_port = free_ports(1)[0] if is_tls else None
+        broker = _started(keeper, *([] if tls_port is None else redis_options(tls_port)))
+        target = RedisTarget(broker, tls_port)
         try:
             yield target
         finally:

@@ -25,7 +25,9 @@ from tests.quality.faults.targets.stores import (
 TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {
     "classic": partial(rabbitmq_target, "classic", "classic"),
     "quorum": partial(rabbitmq_target, "quorum", "quorum"),
+    "rabbitmq-tls": partial(rabbitmq_target, "rabbitmq-tls", "classic", "quorum", is_tls=True),
     "redis": redis_target,
+    "redis-tls": partial(redis_target, is_tls=True),
     "memory": memory_target,
     "sqlite": sqlite_target,
     "beanstalk": beanstalk_target,
