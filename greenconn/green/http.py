@@ -31,7 +31,7 @@ from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.slot import Slot
 from greenconn.green.stream import EndOfFile, Stream, connect_tcp
 from greenconn.wire.http import ResponseParser, request_head
-from greenconn.wire.tls import TlsOption, tls_sessions
+from greenconn.wire.tls import TlsOption, tls_context, tls_session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,7 +93,10 @@ class HttpClient:
         self.where = f"{shown}:{port}"
         self._host = "127.0.0.1" if host == "localhost" else host
         self._port = port
-        self._tls = tls_sessions(ssl, host) if ssl else None
+        if ssl:
+            tls_context(ssl, host)  # what is wrong with it is said now
+        self._ssl = ssl
+        self._tls_host = host
         self._named = shown if port == (443 if ssl else 80) else self.where
         self._pool: FairPool[HttpConnection] = FairPool(
             self._connect,
@@ -220,8 +223,9 @@ class HttpClient:
             raise TimeoutError(str(exc)) from None
 
     def _connect(self, deadline: Deadline) -> HttpConnection:
+        tls = tls_session(self._ssl, self._tls_host) if self._ssl else None
         sock = connect_tcp(self._host, self._port, deadline)
-        return HttpConnection(sock, self.where, self._tls() if self._tls else None, deadline)
+        return HttpConnection(sock, self.where, tls, deadline)
 
     def _head(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
         try:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
 #: A record holds 16 KiB at most, and each read gives at most one.
@@ -441,14 +441,9 @@ def tls_session(option: TlsOption, hostname: str | None) -> TlsSession:
     Raises:
         ValueError: the argument cannot be used.
     """
-    return tls_sessions(option, hostname)()
-
-
-def tls_sessions(option: TlsOption, hostname: str | None) -> Callable[[], TlsSession]:
-    """Return a function that makes a :func:`tls_session` for each connection to one host."""
     name = hostname
     if isinstance(option, Mapping):
         name = named_options(option, hostname).get("server_hostname") or hostname
     if name is not None:
         name = name.partition("%")[0].rstrip(".")  # zone of an IPv6 address, root of a name
-    return partial(TlsSession, tls_context(option, hostname), name or None)
+    return TlsSession(tls_context(option, hostname), name or None)
