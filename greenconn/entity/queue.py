@@ -303,7 +303,8 @@ class Queue(MaybeChannelBound):
         if self.no_declare:
             return self.name
         if type(self) is Queue and self.on_declared is None:
-            nowait = nowait or may_skip_counts(self.channel if channel is None else channel)
+            through = self.channel if channel is None and self.is_bound else channel
+            nowait = nowait or may_skip_counts(through)
         if self.exchange:
             self.exchange.declare(nowait=nowait, channel=channel)
         target = self.dead_letter_queue
@@ -621,7 +622,7 @@ LONGEST_KEY: Final = 255
 _MASK: Final = 0xFFFFFFFF
 
 
-def may_skip_counts(channel: Channel) -> bool:
+def may_skip_counts(channel: Channel | None) -> bool:
     """Return whether ``nowait`` means on *channel* only that a queue's messages are not counted."""
     # Of the type: a program's stand-in for a channel has every attribute.
     return bool(getattr(type(channel), "may_skip_counts", False))
