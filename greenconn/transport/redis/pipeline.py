@@ -621,19 +621,14 @@ class Commands:
         Raises:
             Exception: as :meth:`call`.
         """
-        try:
-            return self.call(self.scripts.call(script, keys, *args), what=what)
-        except NoScriptError:
-            # The server's scripts were flushed: send it with its text.
-            self.scripts.forget()
-            return self.call(self.scripts.call(script, keys, *args), what=what)
+        return self.run_and_read(script, keys, *args, reads=(), what=what)[0]
 
-    def run_before(
+    def run_and_read(
         self,
-        reads: Sequence[bytes],
         script: Script,
         keys: tuple[bytes, ...],
         *args: Argument,
+        reads: Sequence[bytes],
         what: str,
     ) -> list[Any]:
         """Run a script and *reads* behind it in one round trip; return all replies.  May switch.
@@ -644,6 +639,7 @@ class Commands:
         try:
             return self.call_all([self.scripts.call(script, keys, *args), *reads], what=what)
         except NoScriptError:
+            # The server's scripts were flushed: send it with its text.
             self.scripts.forget()
             return self.call_all([self.scripts.call(script, keys, *args), *reads], what=what)
 

@@ -304,14 +304,14 @@ class RedisQueues(QueueStore):
             partition.keep_alive()
         expires_ms = declared.expires_ms
         # Read by a command of its own, so that the server tells when others change it.
-        text = commands.run_before(
-            [pack(b"GET", key)],
+        text = commands.run_and_read(
             DECLARE,
             (key, commands.keys.temporary, commands.keys.timed, commands.keys.exclusive),
             *(name, declared.text(), "" if expires_ms is None else expires_ms),
             "1" if declared.auto_delete or expires_ms is not None else "",
             "1" if declared.policy.message_ttl is not None else "",
             declared.owner or "",
+            reads=[pack(b"GET", key)],
             what=f"declaring queue {name!r}",
         )[1]
         return self._remember(name, declared if text is None else Declaration.read(text))
@@ -375,9 +375,9 @@ class RedisQueues(QueueStore):
         """Return the numbers of a queue's waiting messages and consumers."""
         commands = self._at(name).commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
-        others, *sizes = commands.run_before(
-            [pack(b"LLEN", key) for key in commands.keys.lists(name)],
+        others, *sizes = commands.run_and_read(
             *(JOIN, keys, commands.owner, ""),
+            reads=[pack(b"LLEN", key) for key in commands.keys.lists(name)],
             what=f"counting messages of queue {name!r}",
         )
         feed = self._feeds.get(name)
