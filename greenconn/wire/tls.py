@@ -300,8 +300,7 @@ class TlsSession:
         if not self.handshake_done and not self._shake_hands():
             return b""
         parts = self._read()
-        if self._unsent:
-            self._send_unsent()
+        self._send_unsent()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def feed_eof(self) -> None:
