@@ -24,6 +24,11 @@ class Board:
     rivals: Mapping[str, rivals.Rival]
 
 
+def _some(*names: str) -> dict[str, rivals.Rival]:
+    """Return those of RabbitMQ's rivals."""
+    return {name: rivals.RIVALS[name] for name in names}
+
+
 RABBITMQ: Final = Board(
     name="rabbitmq",
     stage="benchmarks.stage",
@@ -34,19 +39,13 @@ RABBITMQ_TLS: Final = Board(
     name="rabbitmq-tls",
     stage="benchmarks.stage",
     works=works.TLS_WORKS,
-    rivals={
-        name: rivals.RIVALS[name]
-        for name in ("greenconn", "kombu", "pika", "amqpstorm", "aio-pika", "raw")
-    },
+    rivals=_some("greenconn", "kombu", "pika", "amqpstorm", "aio-pika", "raw"),
 )
 RABBITMQ_LOAD: Final = Board(
     name="rabbitmq-load",
     stage="benchmarks.stage",
     works=works.LOAD_WORKS,
-    rivals={
-        name: rivals.RIVALS[name]
-        for name in ("greenconn", "kombu", "pika", "aio-pika", "rabbitmq-c", "amqp091-go")
-    },
+    rivals=_some("greenconn", "kombu", "pika", "aio-pika", "rabbitmq-c", "amqp091-go"),
 )
 REDIS: Final = Board(
     name="redis",

@@ -34,15 +34,16 @@ class Address:
             ValueError: it is not one of AMQP.
         """
         parts = urlsplit(url)
-        if parts.scheme not in ("amqp", "amqps"):
+        is_tls = parts.scheme == "amqps"
+        if parts.scheme != "amqp" and not is_tls:
             raise ValueError(f"url {url!r}: the benchmarks connect by amqp:// and amqps:// only")
         return cls(
             parts.hostname or "127.0.0.1",
-            parts.port or 5672,
+            parts.port or (5671 if is_tls else 5672),
             unquote(parts.username or "guest"),
             unquote(parts.password or "guest"),
             unquote(parts.path[1:]) or "/",
-            parts.scheme == "amqps",
+            is_tls,
         )
 
     @property

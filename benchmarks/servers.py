@@ -68,9 +68,8 @@ class _TlsRabbitMQ(TlsRabbitMQ):
         files = [AUTHORITY, *([Path(system)] if system else [])]
         trusted = self.directory / "authorities.pem"
         trusted.write_text("\n".join(file.read_text() for file in files))
-        os.environ["SSL_CERT_FILE"] = str(
-            trusted
-        )  # for the clients, which are processes of their own
+        # For the clients, which are processes of their own.
+        os.environ["SSL_CERT_FILE"] = str(trusted)
 
     @property
     def url(self) -> str:
