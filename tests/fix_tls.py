@@ -6,16 +6,14 @@ import ssl
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import gevent
 import pytest
 from gevent import socket
 
 from greenconn.wire.tls import TlsSession
+from tests.brokers.tls import CERTS
 from tests.fix_peer import PeerFactory
-
-CERTS = Path(__file__).resolve().parent / "certs"
 
 
 class TlsFront:

@@ -12,6 +12,11 @@ CERTS = Path(__file__).resolve().parents[1] / "certs"
 #: Who signed the certificate of the servers.
 AUTHORITY = CERTS / "ca.pem"
 _OWN = {"certfile": CERTS / "server.pem", "keyfile": CERTS / "server.key"}
+#: Options with which a Redis shows that certificate at its ``--tls-port``.
+REDIS_OPTIONS = (
+    *("--tls-cert-file", str(_OWN["certfile"]), "--tls-key-file", str(_OWN["keyfile"])),
+    *("--tls-ca-cert-file", str(AUTHORITY), "--tls-auth-clients", "no"),
+)
 
 
 class TlsRabbitMQ(RabbitMQ):
@@ -22,13 +27,3 @@ class TlsRabbitMQ(RabbitMQ):
         listener = {"listeners.ssl.1": f"127.0.0.1:{self.tls_port}"}
         own = {f"ssl_options.{name}": file for name, file in _OWN.items()}
         super().__init__(keeper, settings={**listener, **own})
-
-
-def redis_options(port: int) -> tuple[str, ...]:
-    """Return options with which a Redis listens for TLS at *port*, too."""
-    own = ("--tls-cert-file", str(_OWN["certfile"]), "--tls-key-file", str(_OWN["keyfile"]))
-    return (
-        *("--tls-port", str(port)),
-        *own,
-        *("--tls-ca-cert-file", str(AUTHORITY), "--tls-auth-clients", "no"),
-    )

@@ -17,7 +17,8 @@ from greenconn.green.deadline import Deadline
 from greenconn.identity import program_name
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
-from tests.fix_tls import CERTS, TlsFront
+from tests.brokers.tls import CERTS
+from tests.fix_tls import TlsFront
 
 CAME = 20.0
 

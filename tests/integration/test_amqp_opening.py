@@ -6,7 +6,6 @@ import _socket
 import json
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -30,6 +29,7 @@ from greenconn.green.supervisor import Ticker
 from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
+from tests.brokers.tls import CERTS
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, method_frame
 from tests.fix_brokers import Brokers
 from tests.fix_peer import PeerFactory
@@ -37,7 +37,6 @@ from tests.fix_wires import until
 
 pytestmark = pytest.mark.halved
 
-CERTS = Path(__file__).resolve().parents[1] / "certs"
 SOON = 30.0
 
 

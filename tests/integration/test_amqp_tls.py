@@ -11,7 +11,8 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import AMQPError
-from tests.fix_tls import CERTS, TlsFront
+from tests.brokers.tls import CERTS
+from tests.fix_tls import TlsFront
 
 DEADLINE = 30.0
 

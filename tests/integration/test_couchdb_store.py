@@ -14,10 +14,11 @@ from greenconn import Connection
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.transport.couchdb import CouchStore, api
+from tests.brokers.tls import CERTS
 from tests.fix_couchdb import CouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
-from tests.fix_tls import CERTS, TlsFront
+from tests.fix_tls import TlsFront
 from tests.fix_wires import until
 from tests.integration.couchdb_clients import (
     PLAIN,

@@ -17,9 +17,10 @@ from greenconn import Connection, Queue
 from greenconn.cli import main
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.brokers.tls import CERTS
 from tests.fix_brokers import RedisFactory
 from tests.fix_postgresql import Database, PostgresServers
-from tests.fix_tls import CERTS, TlsFront
+from tests.fix_tls import TlsFront
 from tests.fix_wires import until
 
 pytestmark = pytest.mark.halved

@@ -18,8 +18,8 @@ from greenconn import Connection, Queue
 from greenconn.exceptions import PublishRefused, RecoverableConnectionError
 from greenconn.transport.postgresql.connection import NotStored
 from tests.brokers.postgresql import PostgresServer
+from tests.brokers.tls import CERTS
 from tests.fix_postgresql import PostgresServers
-from tests.fix_tls import CERTS
 from tests.fix_wires import until
 
 pytestmark = pytest.mark.halved

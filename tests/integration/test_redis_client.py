@@ -14,7 +14,8 @@ from gevent.threadpool import ThreadPool
 from greenconn import Connection
 from greenconn.exceptions import RecoverableConnectionError, WrongHub
 from tests.brokers.redis_server import RedisServer
-from tests.fix_tls import CERTS, TlsFront
+from tests.brokers.tls import CERTS
+from tests.fix_tls import TlsFront
 from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import control

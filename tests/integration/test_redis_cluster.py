@@ -29,8 +29,8 @@ from greenconn.transport.redis.nodes import SlotPipeline
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
 from tests.brokers.packages import NoBroker
 from tests.brokers.redis_cluster import SLOTS, ClusterNode, RedisCluster
+from tests.brokers.tls import AUTHORITY, REDIS_OPTIONS
 from tests.fix_brokers import Brokers
-from tests.fix_tls import CERTS
 from tests.fix_wires import until
 from tests.integration.redis_load import OPTIONS, Load
 
@@ -652,23 +652,14 @@ def test_a_lost_node_is_reported_by_the_window(redis_cluster: RedisCluster, uniq
 
 def test_tls(brokers: Brokers, unique: str) -> None:
     """The nodes tell each client the ports of its kind, and are verified as the first one is."""
-    options = (
-        *(
-            "--tls-cert-file",
-            str(CERTS / "server.pem"),
-            "--tls-key-file",
-            str(CERTS / "server.key"),
-        ),
-        *("--tls-ca-cert-file", str(CERTS / "ca.pem"), "--tls-auth-clients", "no"),
-    )
-    cluster = RedisCluster(brokers.keeper, options, replicas=0)
+    cluster = RedisCluster(brokers.keeper, REDIS_OPTIONS, replicas=0)
     try:
         try:
             cluster.start()
         except NoBroker as error:
             pytest.skip(f"this Redis has no TLS: {error}")
         url = f"rediss+cluster://127.0.0.1:{cluster.nodes[0].tls_port}"
-        with Connection(f"{url}?ssl_ca_certs={CERTS / 'ca.pem'}") as connection:
+        with Connection(f"{url}?ssl_ca_certs={AUTHORITY}") as connection:
             channel = connection.channel()
             names = [f"{unique}-{number}" for number in range(12)]
             for name in names:

@@ -23,13 +23,12 @@ from greenconn.messaging import Producer
 from greenconn.transport.redis import claiming
 from greenconn.transport.redis.claiming import Watch
 from greenconn.wire.resp import pack
+from tests.brokers.tls import CERTS
 from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
 from tests.integration.contract import SOON, collecting
 from tests.quality.faults.kinds import Direction, Fault, Kind
 from tests.quality.faults.proxied import ProxyProcess
-
-CERTS = Path(__file__).resolve().parents[1] / "certs"
 
 
 def there_and_back(url: str, **options: Any) -> None:

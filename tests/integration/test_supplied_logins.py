@@ -20,8 +20,9 @@ from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.lifecycle import ConsumerState
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
+from tests.brokers.tls import CERTS
 from tests.fix_leaks import HubErrors
-from tests.fix_tls import CERTS, TlsFront
+from tests.fix_tls import TlsFront
 from tests.fix_wires import until
 from tests.receiving import consuming
 

@@ -14,8 +14,9 @@ from gevent import socket
 
 from greenconn.connection import Connection
 from greenconn.exceptions import OperationalError
+from tests.brokers.tls import CERTS
 from tests.fix_peer import PeerFactory
-from tests.fix_tls import CERTS, TlsFront
+from tests.fix_tls import TlsFront
 
 DEADLINE = 30.0
 CA = str(CERTS / "ca.pem")

@@ -29,11 +29,11 @@ from greenconn.transport.SQS import SQSOptions
 from greenconn.transport.SQS.queues import SqsQueue
 from greenconn.transport.SQS.service import NewQueues
 from greenconn.url import BrokerURL, maybe_sanitize_url
+from tests.brokers.tls import CERTS
 
 SECRET: Final = "SeKret-99x"
 #: Seconds for an attempt to connect: nobody answers, and its error is what counts.
 SOON: Final = 0.1
-CERTS: Final = Path(__file__).parent.parent / "certs"
 #: In the scheme, behind the plus sign.
 INNER: Final = (
     *("cluster", "http", "https", "sentinel", "socket", "srv", "ssl", "tcp", "tls", "unix"),

@@ -25,11 +25,11 @@ import gevent
 from amqp import spec
 from gevent import socket, ssl
 
+from tests.brokers.tls import CERTS
 from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_peer import Peer
 
 SECRET: Final = "s3cr3tw0rd"
-CERTS: Final = Path(__file__).parents[2] / "certs"
 
 
 class Urls(NamedTuple):

@@ -16,9 +16,10 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient, HttpConnection, HttpResponse, ResponseLines
 from greenconn.wire.tls import CertificateRejected
 from tests.brokers.ports import free_ports
+from tests.brokers.tls import CERTS
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import Peer, PeerFactory
-from tests.fix_tls import CERTS, TlsFront
+from tests.fix_tls import TlsFront
 from tests.fix_wires import Wire, until
 from tests.forked import holds_in_child
 

@@ -9,7 +9,6 @@ import ssl
 from _socket import SO_RCVBUF, SOL_SOCKET
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from select import POLLIN
 from time import monotonic
 from typing import Any
@@ -28,11 +27,11 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.green.stream import FRESH, EndOfFile, Stream
 from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
+from tests.brokers.tls import CERTS
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import Wire, until
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
-CERTS = Path(__file__).parents[2] / "certs"
 
 
 class Owner:

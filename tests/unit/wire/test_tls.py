@@ -22,8 +22,8 @@ from greenconn.wire.tls import (
     tls_context,
     tls_session,
 )
+from tests.brokers.tls import CERTS
 
-CERTS = Path(__file__).parents[2] / "certs"
 CA = str(CERTS / "ca.pem")
 
 

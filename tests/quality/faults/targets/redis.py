@@ -15,7 +15,7 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.ports import free_ports
 from tests.brokers.redis_server import RedisServer, SteppedRedis
-from tests.brokers.tls import AUTHORITY, redis_options
+from tests.brokers.tls import AUTHORITY, REDIS_OPTIONS
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, places_of
 
@@ -116,7 +116,8 @@ def redis_target(*, is_tls: bool = False) -> Iterator[RedisTarget]:
     """Start a Redis; it ends with the block.  May switch."""
     with Keeper() as keeper:
         tls_port = free_ports(1)[0] if is_tls else None
-        broker = _started(keeper, *([] if tls_port is None else redis_options(tls_port)))
+        further = ("--tls-port", str(tls_port), *REDIS_OPTIONS) if is_tls else ()
+        broker = _started(keeper, *further)
         target = RedisTarget(broker, tls_port)
         try:
             yield target
