@@ -436,7 +436,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             for key in (routing_key, *carbon_copies(headers, "CC", "BCC")):
                 link.directory.check_name(key, Method.BASIC_PUBLISH)
         with TimeLimit(deadline or NEVER, f"publishing to {link.where}"):
-            queues = link.routing.routes(exchange, routing_key, headers, mandatory)
+            queues = self._routes(exchange, routing_key, headers, mandatory)
             if not queues:
                 last = link.options.deadletter_queue
                 if mandatory or last is None:
@@ -447,6 +447,12 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             target = self._addressed(message, exchange, routing_key, queues)
         self._channel.check_open()  # it may have been closed meanwhile
         return target
+
+    def _routes(
+        self, exchange: str, routing_key: str, headers: Mapping[str, Any], mandatory: bool
+    ) -> Sequence[str]:
+        """Return the queues that a message goes to; see :meth:`Routing.routes`.  May switch."""
+        return self.link.routing.routes(exchange, routing_key, headers, mandatory)
 
 
 class CopyOutcomes:

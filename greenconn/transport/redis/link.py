@@ -497,6 +497,7 @@ class Partition:
         if is_delayed or key is None:
             self.delays.changed()
         if not is_delayed:
+            self._link.topology.changed(self.commands.keys, key)
             self._link.queues.changed(self.commands.keys, key)
 
     def _renewed(self, had_ended: bool) -> None:

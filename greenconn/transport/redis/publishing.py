@@ -16,7 +16,7 @@ waits decides for how long.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,12 +30,13 @@ from greenconn.broker.port import Entry, HeldMessage, NoQueue
 from greenconn.broker.publishing import ChannelPublisher, Completion, CopyOutcomes
 from greenconn.broker.settlements import visible_headers
 from greenconn.delays import delay_of
-from greenconn.exceptions import ContentTooLarge, PublishTimeout
+from greenconn.exceptions import ContentTooLarge, NotFound, PublishTimeout
 from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.slot import Condition, Slot
 from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.envelope import LARGE, Outgoing
+from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.options import Keys
 from greenconn.transport.redis.pipeline import (
@@ -90,9 +91,10 @@ class Routed:
 
     Attributes:
         stored: called when one is stored; must not switch.
+        watched: returns what gets the outcome in the place of *done*; None: nothing does.
     """
 
-    __slots__ = ("commands", "may_end", "pipeline", "queues", "stored")
+    __slots__ = ("commands", "may_end", "pipeline", "queues", "stored", "watched")
 
     def __init__(
         self,
@@ -106,9 +108,15 @@ class Routed:
         self.queues = queues
         self.may_end = may_end
         self.stored: Callable[[], object] | None = None
+        self.watched: Callable[[Completion], Completion] | None = None
 
     def send(self, done: Completion) -> None:
         """Send the commands; *done* gets their outcome.  Never switches."""
+        if self.watched is not None:
+            done = self.watched(done)
+        if len(self.commands) == 1 and not self.may_end and self.stored is None:
+            self._send(done.offer, done)
+            return
         outcomes = CopyOutcomes(len(self.commands), done)
 
         def take(reply: Any) -> None:
@@ -126,6 +134,83 @@ class Routed:
         """Send the commands; *take* gets the reply to each.  Never switches."""
         for command in self.commands:
             self.pipeline.post(command, take)
+
+
+class RoutedOutcome:
+    """The outcome of a message that went to the queues that were known to be bound.
+
+    Where a binding has changed meanwhile, they are looked at once more, and those that are new get the
+    message, too, before its publisher hears of it: no binding that was there before the publish is
+    overlooked.
+
+    Arguments:
+        publisher: has sent it.
+        message, exchange, routing_key: what was published.
+        queues: that have it.
+        last_change: of which the bindings were known then.
+        done: gets the outcome.
+    """
+
+    __slots__ = (
+        "_done",
+        "_exchange",
+        "_last_change",
+        "_message",
+        "_publisher",
+        "_queues",
+        "_routing_key",
+    )
+
+    def __init__(
+        self,
+        publisher: RedisPublisher,
+        message: Outgoing,
+        exchange: str,
+        routing_key: str,
+        queues: Collection[str],
+        last_change: int,
+        done: Completion,
+    ) -> None:
+        self._publisher = publisher
+        self._message = message
+        self._exchange = exchange
+        self._routing_key = routing_key
+        self._queues = queues
+        self._last_change = last_change
+        self._done = done
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the message is not to be stored any more."""
+        return self._done.has_left
+
+    def offer(self, value: Any) -> bool:
+        """Take the outcome of what was sent.  In the reader."""
+        is_known = self._publisher.link.topology.last_change == self._last_change
+        if is_known or isinstance(value, Exception):
+            return self._done.offer(value)
+        spawn("publish", self._send_rest)
+        return True
+
+    def _send_rest(self) -> None:
+        publisher, message, done = self._publisher, self._message, self._done
+        exchange, key = self._exchange, self._routing_key
+        try:
+            routes = publisher.link.routing.routes(exchange, key, message.headers)
+            rest = [each for each in routes if each not in self._queues]
+            if rest:
+                publisher.send_to(message, exchange, key, rest, done)
+            else:
+                done.offer(None)
+        except NotFound:
+            done.offer(None)  # the exchange was deleted since the message was stored
+        except BaseException as exc:
+            where = publisher.link.where
+            done.offer(
+                exc if isinstance(exc, Exception) else LinkLost(f"{where}: interrupted by {exc!r}")
+            )
+            if not isinstance(exc, Exception):
+                raise
 
 
 class LargeOutcome:
@@ -274,6 +359,10 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
                     ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
                 )
             size = len(message.raw)
+            if exchange and message.is_plain and size <= self._limit:
+                target = self._known_target(message, exchange, routing_key)
+                if target is not None:
+                    return target
             return self._routed(
                 message, size, message.headers, exchange, routing_key, mandatory, deadline
             )
@@ -355,6 +444,49 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
             feed.wake()
 
     # -- what is not the usual case
+
+    def _known_target(self, message: Outgoing, exchange: str, routing_key: str) -> Routed | None:
+        """Return the target by the bindings that are known; None: they are to be read.  May switch."""
+        link = self.link
+        last_change = link.topology.known_since(exchange)
+        if last_change is None:
+            return None
+        queues = link.state.route(exchange, routing_key, message.headers)
+        is_permanent = self._queues.is_permanent
+        if not queues or not all(topic_of(each) or is_permanent(each) for each in queues):
+            return None
+        target = self._addressed(message, exchange, routing_key, queues)
+        self._channel.check_open()  # it may have been closed meanwhile
+        if target.pipeline is not self._pipeline:
+            return None  # whose replies come before what the server tells of changes
+        target.watched = partial(
+            RoutedOutcome, self, message, exchange, routing_key, queues, last_change
+        )
+        return target
+
+    def _routes(
+        self, exchange: str, routing_key: str, headers: Mapping[str, Any], mandatory: bool
+    ) -> Sequence[str]:
+        topology = self.link.topology
+        last_change = topology.last_change
+        queues = super()._routes(exchange, routing_key, headers, mandatory)
+        if exchange:
+            topology.note_known(exchange, last_change)
+        return queues
+
+    def send_to(
+        self,
+        message: Outgoing,
+        exchange: str,
+        routing_key: str,
+        queues: Sequence[str],
+        done: Completion,
+    ) -> None:
+        """Send a message to *queues* that were bound since; *done* gets the outcome.  May switch."""
+        target = self._addressed(message, exchange, routing_key, queues)
+        target.send(done)
+        for each in target.queues:
+            self._pushed(each)
 
     def _addressed(
         self,

@@ -21,9 +21,9 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gevent.event import Event
 from redis.exceptions import ResponseError
@@ -49,6 +49,8 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two renewals of queues that expire, at least.
 LEAST_RENEWAL: Final = 0.01
+#: Seconds for which bindings count that were read, as what tells of changes may be lost (by a proxy).
+KNOWN_FOR: Final = 5.0
 #: Keys that one step of a listing looks at.
 PAGE: Final = 1000
 
@@ -642,17 +644,31 @@ def _scan(commands: Commands, prefix: bytes, *options: bytes) -> Iterator[bytes]
             return
 
 
+#: Numbers of changes.
+_numbers: Final = count(1)
+
+
 class RedisTopology(TopologyStore):
     """The records as one link reads them.
 
     An exchange is declared in the partition of its name.  The bindings of a queue are in that of the
     queue, and where there are several, the set ``greenconn.partitions.<exchange>`` says in which.
 
+    A server that pushes names each record that has changed since this link read it, before it replies to
+    what this link asks after the change.  So a publisher may use what was read last, and reads again
+    where a change was noted when its message is stored.
+
     Arguments:
         link: has what is known of exchanges.
         at: returns the partition of a name.  Never switches.
         partition: returns that of a tag.  Never switches.
+
+    Attributes:
+        last_change: the number of the last change of which this process knows, its own among them: a
+            program may publish over another link at once.
     """
+
+    last_change: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -667,8 +683,53 @@ class RedisTopology(TopologyStore):
         self._tags: dict[str, frozenset[str]] = {}
         #: Exchange -> what was read last, and the rows of that.
         self._read: dict[str, tuple[object, tuple[Row, ...]]] = {}
+        #: Exchange -> the last change when its bindings were read, and until when that counts.
+        self._known: dict[str, tuple[int, float]] = {}
         #: Queue that expires -> when its bindings must be renewed, on the monotonic clock.
         self._renewed: dict[str, float] = {}
+
+    # -- what need not be read again
+
+    @staticmethod
+    def note_change() -> None:
+        """Note that an exchange or a binding has changed.  Never switches."""
+        RedisTopology.last_change = next(_numbers)
+
+    def changed(self, keys: Keys, key: bytes | None) -> None:
+        """Note that a key has changed, or that all may have.  In the reader; never switches."""
+        if key is None or key.startswith((keys.bindings(""), keys.exchange(""), keys.onward(""))):
+            self.note_change()
+
+    def note_known(self, exchange: str, last_change: int) -> None:
+        """Note that the bindings of an exchange were read after *last_change*.  Never switches.
+
+        That is for one whose bindings alone decide, where the server tells of changes.
+        """
+        link = self._link
+        partition = self._at(exchange)
+        known = link.state.exchanges.get(exchange)
+        if (
+            known is None
+            or last_change != self.last_change
+            or not partition.commands.is_tracking
+            or partition.tag
+            or partition.invalidations.lost_pushes
+            or known.alternate is not None
+            or any(each.to_exchange for each in known.bindings)
+        ):
+            return
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[exchange] = last_change, monotonic() + KNOWN_FOR
+
+    def known_since(self, exchange: str) -> int | None:
+        """Return the last change if the bindings of an exchange are known as of it.  Never switches."""
+        noted = self._known.get(exchange)
+        if noted is None or noted[0] != self.last_change or noted[1] < monotonic():
+            return None
+        known, read = self._link.state.exchanges.get(exchange), self._read.get(exchange)
+        # Two greenlets may have read them, and the former reply may be taken over last.
+        return noted[0] if known and read and known.rows is read[1] else None
 
     # -- exchanges
 
@@ -699,6 +760,7 @@ class RedisTopology(TopologyStore):
         commands = self._at(exchange).commands
         command = pack(b"SET", commands.keys.exchange(exchange), dumps(record), b"NX")
         commands.call(command, what=f"declaring exchange {exchange!r}")
+        self.note_change()
 
     def delete(self, exchange: str) -> None:
         home = self._at(exchange).commands
@@ -719,6 +781,7 @@ class RedisTopology(TopologyStore):
             home.call(pack(b"DEL", home.keys.exchange_partitions(exchange)), what=what)
         self._tags.pop(exchange, None)
         self._read.pop(exchange, None)
+        self.note_change()
 
     def _bound(self, exchange: str) -> list[Commands]:
         """Return the partitions in which an exchange has, or had, bindings of queues.  May switch."""
@@ -804,6 +867,7 @@ class RedisTopology(TopologyStore):
             home.call(pack(b"SADD", key, _onward_member(row)), what="binding")
             key = commands.keys.sources(row.queue)
             commands.call(pack(b"SADD", key, exchange), what="binding")
+            self.note_change()
             return
         if home.keys.tag:
             # Before the binding, so that it is never overlooked.  It stays when the binding goes.
@@ -814,6 +878,7 @@ class RedisTopology(TopologyStore):
             declared = link.directory.check(row.queue, Method.QUEUE_BIND)
             names, args = self._binding(exchange, row, declared)
             if commands.run(BIND, names, *args, what="binding") >= 0:
+                self.note_change()
                 return
             link.directory.forget(row.queue)
 
@@ -844,10 +909,14 @@ class RedisTopology(TopologyStore):
                 *_removal(keys, exchange, member),
                 pack(b"HDEL", keys.bound(row.queue), keys.bound_field(exchange, member)),
             ]
-        return bool(commands.call_all(asked, what="unbinding")[0])
+        was_there = bool(commands.call_all(asked, what="unbinding")[0])
+        self.note_change()
+        return was_there
 
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
-        return self._leave_exchanges(destination) if is_exchange else self._leave(destination)
+        left = self._leave_exchanges(destination) if is_exchange else self._leave(destination)
+        self.note_change()
+        return left
 
     def _leave(self, queue: str) -> Collection[str]:
         commands = self._at(queue).commands
@@ -893,8 +962,9 @@ class RedisTopology(TopologyStore):
             commands.pipeline.post(commands.scripts.call(BIND, names, *args), renewed)
 
     def ended(self, queue: str) -> None:
-        """Forget a queue that is gone.  Never switches."""
+        """Forget a queue that is gone with its bindings.  Never switches."""
         self._renewed.pop(queue, None)
+        self.note_change()
 
     def table(self, exchange: str) -> list[tuple[str, str, str]]:
         """Return the rows of kombu's table: routing key, pattern, queue.  May switch.
