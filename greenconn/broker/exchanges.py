@@ -511,6 +511,7 @@ class Exchange:
         "cached_at",
         "durable",
         "is_guess",
+        "leads_on",
         "name",
         "router",
         "rows",
@@ -539,6 +540,8 @@ class Exchange:
         #: What its bindings are made of, where several processes share them; None: they have changed
         #: here since.
         self.rows: Sequence[Any] | None = None
+        #: Whether other exchanges decide, too, as long as its rows are these.
+        self.leads_on = False
         #: Those that begin here, in the order in which they were made.
         self.bindings: dict[Binding, None] = {}
         self.cache: dict[str, tuple[str, ...]] = {}
@@ -896,7 +899,27 @@ class TopologyStore(ABC):
 
 
 class Topology(ABC):
-    """The records of a broker that has transactions: each change is one.  All methods may switch."""
+    """The records of a broker that has transactions: each change is one.  All methods may switch.
+
+    Each change has a version, which the broker keeps with the records.
+    """
+
+    def __init__(self) -> None:
+        #: Exchange -> its rows, as of this version.
+        self._rows: dict[str, Sequence[Row] | None] = {}
+        self._version = 0
+
+    def version_of(self, name: str, rows: Sequence[Row]) -> int:
+        """Return the version of which *rows* are those of an exchange; 0: unknown.  Never switches.
+
+        The same object, that is: a greenlet may have taken over what it had read before another one.
+        """
+        return self._version if self._rows.get(name) is rows else 0
+
+    def share(self, name: str, rows: Sequence[Row], known: Sequence[Row]) -> None:
+        """Have *known*, of all links of the process, in the place of equal *rows*.  Never switches."""
+        if self._rows.get(name) is rows:
+            self._rows[name] = known
 
     @abstractmethod
     def _read(self, function: Callable[[TopologyStore], T]) -> T:
@@ -987,17 +1010,18 @@ class Routing:
         topology = self._topology
         if topology is None:
             return self._state.exchanges.get(name)
-        rows: Sequence[Row] | None = self._link.ask("routing", topology.rows, name)
-        if rows is None and name in PREDECLARED:
-            rows = ()
-        if rows is None:
+        found: Sequence[Row] | None = self._link.ask("routing", topology.rows, name)
+        if found is None and name not in PREDECLARED:
             self.forget(name)
             return None
+        rows: Sequence[Row] = () if found is None else found
         known = self._state.exchanges.get(name)
         if known is None or known.is_guess or known.rows != rows:
             if self.find(name) is None:
                 return None
             self._take_over(name, rows)
+        elif isinstance(topology, Topology):
+            topology.share(name, rows, known.rows)
         return self._state.exchanges.get(name)
 
     def forget(self, name: str) -> None:
@@ -1018,6 +1042,7 @@ class Routing:
         known = self._state.exchanges.get(name)
         if known is not None:
             known.rows = rows
+            known.leads_on = known.alternate is not None or any(row.to_exchange for row in rows)
 
     def is_used(self, name: str) -> bool:
         """Return whether something is bound to an exchange, by whatever process.  May switch."""
@@ -1117,6 +1142,22 @@ class Routing:
             if len(there) == len(wanted):
                 return there
             gone.update(each for each in wanted if each not in there)
+
+    def known_routes(
+        self, exchange: str, routing_key: str, headers: Mapping[str, Any]
+    ) -> tuple[Sequence[str], int]:
+        """Return where a message goes by what is known, and of which version that is.  Never switches.
+
+        Returns:
+            The version is 0 where the broker must be asked.
+        """
+        topology, known = self._topology, self._state.exchanges.get(exchange)
+        if known is None or known.rows is None or known.leads_on:
+            return (), 0
+        if not isinstance(topology, Topology) or "CC" in headers or "BCC" in headers:
+            return (), 0
+        version = topology.version_of(exchange, known.rows)
+        return (self._state.route(exchange, routing_key, headers) if version else ()), version
 
     def _learn_all(self, name: str) -> Exchange | None:
         """Learn an exchange, and those that it leads to."""

@@ -78,6 +78,10 @@ class NoQueue(Exception):
     """The queue that a message is for does not exist: the message is dropped, or was mandatory."""
 
 
+class StaleRoute(Exception):
+    """The exchanges have changed since the queue of a message was looked up: it is not stored."""
+
+
 class QueueFull(Exception):
     """The queue that a message is for has as many as it may have, and refuses more."""
 
@@ -109,6 +113,9 @@ class Entry(Struct, frozen=True):
         delay: seconds before it may be claimed.
         lifetime: seconds until it need not be delivered any more; None: for ever.
         head: the envelope without its body as JSON text, for a store that ``keeps_body_apart``.
+        version: of the exchanges, by which the queue was found, for a store whose topology has one: it
+            stores the message while that is the version, and says :class:`StaleRoute` otherwise.  0:
+            whatever the version is.
     """
 
     queue: str
@@ -117,6 +124,7 @@ class Entry(Struct, frozen=True):
     delay: float = 0.0
     lifetime: float | None = None
     head: str = ""
+    version: int = 0
 
 
 class Claimed(Struct, frozen=True):

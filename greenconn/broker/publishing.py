@@ -17,15 +17,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from gevent import get_hub, getcurrent, sleep
 from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import Envelope, check_headers, copied, encoded, prepared
 from greenconn.broker.errors import Method
-from greenconn.broker.port import Entry, HeldMessage, NoQueue, QueueFull
+from greenconn.broker.port import Entry, HeldMessage, NoQueue, QueueFull, StaleRoute
 from greenconn.broker.queues import Declaration
 from greenconn.broker.settlements import carbon_copies, visible_headers
 from greenconn.delays import delay_of
@@ -562,11 +563,63 @@ _ENTRY: Final = itemgetter(1)
 OVERHEAD: Final = 256
 
 
-class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
+class Rerouted:
+    """The outcome of a message that is stored only if the exchanges have not changed.
+
+    If they have, it is published once more, by what they are now.
+
+    Arguments:
+        again: publishes it; may switch.
+        done: gets the outcome.
+    """
+
+    __slots__ = ("_again", "_done")
+
+    def __init__(self, again: Callable[[Completion], object], done: Completion) -> None:
+        self._again = again
+        self._done = done
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the message is not to be stored any more."""
+        return self._done.has_left
+
+    def offer(self, value: Any) -> bool:
+        """Take the outcome.  Never switches."""
+        if isinstance(value, StaleRoute):
+            spawn("publish", self._publish_again)
+            return True
+        return self._done.offer(value)
+
+    def _publish_again(self) -> None:
+        try:
+            self._again(self._done)
+        except BaseException as exc:
+            is_error = isinstance(exc, Exception)
+            self._done.offer(exc if is_error else PublishNacked(f"interrupted by {exc!r}"))
+            if not is_error:
+                raise
+
+
+class KnownRoute(NamedTuple):
+    """The target of a message to an exchange whose bindings need not be read.
+
+    Attributes:
+        entry: the message in the one queue that it goes to.
+        again: publishes it where they have changed.
+    """
+
+    entry: Entry
+    again: Callable[[Completion], object]
+
+
+class StorePublisher(ChannelPublisher["StoreLink", Envelope, "Sequence[Entry] | KnownRoute"]):
     """The publisher of one channel to a store."""
 
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
+    #: Whether a message may be stored by what is known of the exchanges, if the store agrees.
+    uses_known_routes: ClassVar[bool] = True
 
     def __init__(self, channel: StoreChannel[Any], link: StoreLink) -> None:
         super().__init__(channel, link)
@@ -577,11 +630,14 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
 
     def _put(
         self,
-        target: Sequence[Entry],
+        target: Sequence[Entry] | KnownRoute,
         queue: str,
         done: Completion,
         deadline: Deadline | None,
     ) -> None:
+        if isinstance(target, KnownRoute):
+            done = Rerouted(target.again, done)
+            target = (target.entry,)
         self.link.put_batcher.put(target, done)
 
     def _target(
@@ -591,7 +647,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
         routing_key: str,
         mandatory: bool,
         deadline: Deadline | None,
-    ) -> Sequence[Entry] | None:
+    ) -> Sequence[Entry] | KnownRoute | None:
         size, headers = len(message["body"]), message["headers"]
         if headers and not self._keeps_body_apart:
             check_headers(headers)  # here, since the store takes those of others along
@@ -601,17 +657,53 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
             or routing_key not in self.link.directory.declared
             or (headers and ("CC" in headers or "BCC" in headers))
         ):
+            if exchange and self.uses_known_routes and size <= self._limit:
+                known = self._known_route(message, exchange, routing_key, mandatory)
+                if known is not None:
+                    return known
             return self._routed(message, size, headers, exchange, routing_key, mandatory, deadline)
         return self._addressed(message, "", routing_key, (routing_key,))
+
+    def _known_route(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
+    ) -> KnownRoute | None:
+        """Return the target by what is known of the exchanges; None: ask the store.  May switch."""
+        headers = message["headers"]
+        queues, version = self.link.routing.known_routes(exchange, routing_key, headers)
+        if len(queues) != 1:
+            return None
+        (entry,) = self._addressed(message, exchange, routing_key, queues)
+        self._channel.check_open()  # it may have been closed meanwhile
+        again = partial(self._send_again, message, exchange, routing_key, mandatory)
+        return KnownRoute(replace(entry, version=version), again)
+
+    def _send_again(
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        done: Completion,
+    ) -> None:
+        size, headers = len(message["body"]), message["headers"]
+        try:
+            target = self._routed(message, size, headers, exchange, routing_key, mandatory, None)
+        except ChannelError as exc:
+            self._channel.fail(exc)
+            raise
+        if target is None:
+            done.offer(_NO_QUEUE)
+        else:
+            self._put(target, routing_key, done, None)
 
     def replacement(self, message: Envelope, queue: str) -> Callable[[HeldMessage], object] | None:
         link = self.link
         if not link.store.replaces_at_once:
             return None
         entries = self._target(message, "", queue, True, None)
-        if entries is None or len(entries) != 1 or not entries[0].delay:
+        if entries is None or len(entries) != 1 or isinstance(entries, KnownRoute):
             return None
-        return partial(link.settlements.replace, entries)
+        return partial(link.settlements.replace, entries) if entries[0].delay else None
 
     def _addressed(
         self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]

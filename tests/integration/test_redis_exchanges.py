@@ -16,6 +16,7 @@ from greenconn.transport.redis import queues as queues_module
 from greenconn.transport.redis.queues import KNOWN_FOR, RedisTopology
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_interrupts import Signal
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control
 
@@ -239,7 +240,7 @@ def test_what_other_exchanges_decide_is_read_each_time(
     [
         (NotFound("the exchange was deleted"), None),
         (RecoverableConnectionError("lost"), RecoverableConnectionError),
-        (KeyboardInterrupt(), RecoverableConnectionError),
+        (Signal(), RecoverableConnectionError),
     ],
     ids=["deleted", "lost", "interrupted"],
 )
@@ -266,4 +267,5 @@ def test_a_second_look_that_fails_is_an_outcome(
         with pytest.raises(outcome):
             sender.publish()
     monkeypatch.undo()
+    hub_errors.clear()
     assert bodies(sender, "one") == ["first", "x"]

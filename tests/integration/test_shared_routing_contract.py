@@ -111,3 +111,23 @@ def test_deleted_exchange_is_gone_for_who_deleted_it(side: Side, pair: tuple[Any
     for channel in pair:
         with pytest.raises(NotFound):
             channel.exchange_declare(exchange, "direct", passive=True)
+
+
+def test_each_change_of_another_counts_for_the_next_message(
+    side: Side, pair: tuple[Any, Any]
+) -> None:
+    ours, theirs = pair
+    exchange = side.exchange(theirs)
+    one, two = side.queue(theirs), side.queue(theirs)
+    theirs.queue_bind(one, exchange, "key")
+    for number in range(3):
+        side.send(ours, f"one {number}", exchange, "key")
+        theirs.queue_bind(two, exchange, "key")
+        side.send(ours, f"both {number}", exchange, "key")
+        theirs.queue_unbind(one, exchange, "key")
+        side.send(ours, f"two {number}", exchange, "key")
+        theirs.queue_bind(one, exchange, "key")
+        theirs.queue_unbind(two, exchange, "key")
+    rounds = range(3)
+    assert side.bodies(ours, one) == [f"{who} {each}" for each in rounds for who in ("one", "both")]
+    assert side.bodies(ours, two) == [f"{who} {each}" for each in rounds for who in ("both", "two")]

@@ -24,7 +24,7 @@ from greenconn.broker.errors import Method, in_use
 from greenconn.broker.exchanges import PREDECLARED, Binding, Exchange, ExchangeDeclaration
 from greenconn.broker.link import StoreLink, StoreOptions, StoreTransport
 from greenconn.broker.port import Entry
-from greenconn.broker.publishing import StorePublisher, warn_of_message
+from greenconn.broker.publishing import KnownRoute, StorePublisher, warn_of_message
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import forget_at_fork
@@ -304,7 +304,7 @@ class Publisher(StorePublisher):
         routing_key: str,
         mandatory: bool,
         deadline: Deadline | None,
-    ) -> Sequence[Entry] | None:
+    ) -> Sequence[Entry] | KnownRoute | None:
         if message["properties"].get("priority"):
             warn_of_message(self._channel, message, exchange, routing_key)
         return super()._target(message, exchange, routing_key, mandatory, deadline)

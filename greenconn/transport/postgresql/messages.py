@@ -18,8 +18,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from msgspec import Struct
 
 from greenconn.broker.envelope import joined, mark_redelivered
-from greenconn.broker.port import Claimed, Entry, NoQueue, QueueFull, Settlement, SettleRequest
-from greenconn.broker.publishing import CopyOutcomes, StoredResult, StorePublisher
+from greenconn.broker.port import (
+    Claimed,
+    Entry,
+    NoQueue,
+    QueueFull,
+    Settlement,
+    SettleRequest,
+    StaleRoute,
+)
+from greenconn.broker.publishing import (
+    Completion,
+    CopyOutcomes,
+    KnownRoute,
+    StoredResult,
+    StorePublisher,
+)
 from greenconn.exceptions import PublishRefused
 from greenconn.green.deadline import Deadline
 
@@ -30,7 +44,6 @@ if TYPE_CHECKING:
     from greenconn.broker.consuming import StoreDelivery
     from greenconn.broker.envelope import Envelope
     from greenconn.broker.link import StoreLink
-    from greenconn.broker.publishing import Completion
     from greenconn.transport.postgresql import Channel, PostgresStore
     from greenconn.transport.postgresql.connection import Session
     from greenconn.transport.postgresql.queues import QueueRow, Queues
@@ -85,7 +98,7 @@ def earliest(*times: float | None) -> float | None:
 
 #: Stores messages in the order in which they are given, but for queues with a maximum length.  Its
 #: values are the names of their queues, and their :func:`columns_of`.  ``target`` has the queues that
-#: it has seen when it stored.
+#: it has seen when it stored.  What was routed by another version of the exchanges is not stored.
 STORE: Final = """
 WITH target AS MATERIALIZED (
     SELECT id, name, is_bounded FROM greenconn.queues WHERE name = ANY (%s::text[])
@@ -93,19 +106,24 @@ WITH target AS MATERIALIZED (
     INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
     SELECT t.id, e.priority, now() + e.delay * interval '1 s',
         now() + (coalesce(e.delay, 0) + e.lifetime) * interval '1 s', e.envelope, e.body
-    FROM unnest(%s::text[], %s::int2[], %s::float8[], %s::float8[], %s::text[], %s::bytea[])
-        WITH ORDINALITY AS e (queue, priority, delay, lifetime, envelope, body, number)
+    FROM unnest(
+        %s::text[], %s::int8[], %s::int2[], %s::float8[], %s::float8[], %s::text[], %s::bytea[]
+    ) WITH ORDINALITY AS e (queue, known, priority, delay, lifetime, envelope, body, number)
     JOIN target t ON t.name = e.queue
     WHERE NOT t.is_bounded
+        AND (e.known IS NULL OR e.known = (SELECT version FROM greenconn.topology))
     ORDER BY e.number
 )
 """
-_PUT: Final = STORE.replace("%s", "%b") + "SELECT name, id, is_bounded FROM target"
+_PUT: Final = (
+    STORE.replace("%s", "%b")
+    + "SELECT name, id, is_bounded, (SELECT version FROM greenconn.topology) FROM target"
+)
 #: The same for one message, which notifies, too.  Returns its queue, NULL where it is not stored, and
 #: that if others wait for it.
 _PUT_ALONE: Final = (
     "CALL greenconn.put("
-    "NULL, NULL, %b::text, %b::text, %b::int2, %b::float8, %b::float8, %b::text, %b)"
+    "NULL, NULL, %b::text, %b::text, %b::int8, %b::int2, %b::float8, %b::float8, %b::text, %b)"
 )
 _PUT_ONE: Final = """
 INSERT INTO greenconn.messages (queue, holder, priority, due, expires, envelope, body)
@@ -131,7 +149,8 @@ def put(
         (entry,) = entries
         lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
         parts = (entry.head, entry.envelope["body"])
-        values = (owner, entry.queue, entry.priority, entry.delay or None, lifetime, *parts)
+        times = (entry.delay or None, lifetime)
+        values = (owner, entry.queue, entry.version or None, entry.priority, *times, *parts)
         ((stored, others),) = session.fetch(_PUT_ALONE, values)
         if stored is not None:
             return PutResult([None], set(), [], earliest(entry.delay or None, lifetime), others)
@@ -148,16 +167,26 @@ def _put_all(
         *(entry.delay + entry.lifetime for entry in entries if entry.lifetime is not None),
     )
     found = session.fetch(_PUT, (list(dict.fromkeys(columns[0])), *columns))
-    known = {name: number for name, number, _ in found}
-    bounded = {name for name, _, is_bounded in found if is_bounded}
+    known = {name: number for name, number, *_ in found}
+    bounded = {name for name, _, is_bounded, _ in found if is_bounded}
+    versions = {0, *(version for *_, version in found)}
     outcomes: list[Exception | None] = [
         None if entry.queue in known else NoQueue(entry.queue) for entry in entries
     ]
+    for place, entry in enumerate(entries):
+        if entry.version not in versions:
+            outcomes[place] = StaleRoute()
     numbers = set(known.values())
     dead: list[Claimed] = []
     holder = register() if bounded else 0
     for name in sorted(bounded):
-        places = [place for place, entry in enumerate(entries) if entry.queue == name]
+        places = [
+            place
+            for place, entry in enumerate(entries)
+            if entry.queue == name and outcomes[place] is None
+        ]
+        if not places:
+            continue
         limited = _put_bounded(
             session, queues, known[name], [entries[each] for each in places], holder
         )
@@ -168,11 +197,11 @@ def _put_all(
 
 
 def columns_of(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
-    """Return queue, priority, delay, lifetime, envelope and body of messages to be stored."""
-    columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
+    """Return the columns of messages to be stored, as :data:`STORE` names them."""
+    columns: tuple[list[Any], ...] = ([], [], [], [], [], [], [])
     for each in entries:
-        delay, body = each.delay or None, each.envelope["body"]
-        row = (each.queue, each.priority, delay, each.lifetime, each.head, body)
+        version, delay, body = each.version or None, each.delay or None, each.envelope["body"]
+        row = (each.queue, version, each.priority, delay, each.lifetime, each.head, body)
         for column, value in zip(columns, row, strict=True):
             column.append(value)
     return columns
@@ -774,13 +803,21 @@ class TransactionChannel:
 class _Publisher(StorePublisher):
     """Gathers the messages of one call."""
 
+    #: A transaction of the program cannot publish again.
+    uses_known_routes = False
+
     def __init__(self, channel: Channel, link: StoreLink) -> None:
         super().__init__(channel, link)
         self._taken: list[tuple[Entry, Completion]] = []
 
     def _put(
-        self, target: Sequence[Entry], queue: str, done: Completion, deadline: Deadline | None
+        self,
+        target: Sequence[Entry] | KnownRoute,
+        queue: str,
+        done: Completion,
+        deadline: Deadline | None,
     ) -> None:
+        assert not isinstance(target, KnownRoute)
         if len(target) != 1:
             done = CopyOutcomes(len(target), done)
         self._taken += ((entry, done) for entry in target)

@@ -633,12 +633,10 @@ class SharedTopology(Topology):
     """The exchanges and bindings of a schema; each change is one transaction."""
 
     def __init__(self, session: Session) -> None:
+        super().__init__()
         self._session = session
         self._records = Records(session)
         self._found = Lookups(session, self._records.records)
-        #: Exchange -> its rows, as of this version.
-        self._rows: dict[str, Sequence[Row] | None] = {}
-        self._version = 0
         #: The number of times that the version was asked for, and the last of them with a reply.
         self._asked = 0
         self._replied = 0

@@ -294,14 +294,15 @@ LANGUAGE plpgsql AS $$
     END
 $$;
 CREATE PROCEDURE greenconn.put(
-    INOUT stored bigint, INOUT others bigint[], link text, target text, urgency smallint,
-    delay float8, lifetime float8, written text, content bytea
+    INOUT stored bigint, INOUT others bigint[], link text, target text, known bigint,
+    urgency smallint, delay float8, lifetime float8, written text, content bytea
 ) LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
         SELECT id, urgency, now() + delay * interval '1 s', now() + lifetime * interval '1 s',
             written, content
         FROM greenconn.queues WHERE name = target AND NOT is_bounded
+            AND (known IS NULL OR known = (SELECT version FROM greenconn.topology))
         RETURNING queue INTO stored;
         COMMIT;
         others := greenconn.announce(ARRAY[stored], link);

@@ -714,8 +714,7 @@ class RedisTopology(TopologyStore):
             or not partition.commands.is_tracking
             or partition.tag
             or partition.invalidations.lost_pushes
-            or known.alternate is not None
-            or any(each.to_exchange for each in known.bindings)
+            or known.leads_on
         ):
             return
         if len(self._known) >= MOST_KNOWN:

@@ -29,6 +29,7 @@ from greenconn.broker.port import (
     QueueFull,
     Settlement,
     SettleRequest,
+    StaleRoute,
 )
 from greenconn.jsoncodec import dumps
 from greenconn.transport.sqlite.queues import (
@@ -227,10 +228,16 @@ def put(
     """Store messages."""
     storing = _Storing(db, claim)
     rows = queues.rows(db, {entry.queue for entry in entries})
+    version = 0
+    if any(entry.version for entry in entries):
+        (version,) = db.execute("SELECT version FROM topology").fetchone()
     outcomes: list[Exception | None] = []
     for entry in entries:
         queue = rows.get(entry.queue)
-        outcomes.append(NoQueue(entry.queue) if queue is None else storing.add(entry, queue))
+        if entry.version and (entry.version != version or queue is None):
+            outcomes.append(StaleRoute())
+        else:
+            outcomes.append(NoQueue(entry.queue) if queue is None else storing.add(entry, queue))
     storing.flush()
     pipes, others = _wake(db, rows.values(), claim.owner)
     return PutResult(outcomes, pipes, storing.dead, storing.next_at, others)

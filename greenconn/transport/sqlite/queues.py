@@ -256,10 +256,8 @@ class FileTopology(Topology):
     """The exchanges and bindings of a file; each change is one transaction."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__()
         self._database = database
-        #: Exchange -> its rows, as of this version.
-        self._rows: dict[str, Sequence[Row] | None] = {}
-        self._version = 0
 
     def _read(self, function: Callable[[TopologyStore], T]) -> T:
         found: T = self._database.read(_on_records, function)
