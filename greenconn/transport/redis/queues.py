@@ -494,6 +494,8 @@ class RedisQueues(QueueStore):
             if reply[0] != MORE:
                 break
             exchanges += tuple(dict.fromkeys(reply[1:]))
+        if exchanges:
+            self._link.topology.note_change()
         if reply[0] < 0:
             return None
         self._ended(name, reply)
@@ -961,9 +963,8 @@ class RedisTopology(TopologyStore):
             commands.pipeline.post(commands.scripts.call(BIND, names, *args), renewed)
 
     def ended(self, queue: str) -> None:
-        """Forget a queue that is gone with its bindings.  Never switches."""
+        """Forget a queue that is gone.  Never switches."""
         self._renewed.pop(queue, None)
-        self.note_change()
 
     def table(self, exchange: str) -> list[tuple[str, str, str]]:
         """Return the rows of kombu's table: routing key, pattern, queue.  May switch.
