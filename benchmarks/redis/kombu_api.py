@@ -47,6 +47,17 @@ class RedisApi:
                     producer.publish(BODY, routing_key=sink)
         return clock.per(count)
 
+    def publish_exchange(self, count: int) -> Figures:
+        """The same to a direct exchange, to which one queue is bound."""
+        api, name = self.api, self.stage.sink()
+        with api.Connection(self.url) as connection:
+            api.Queue(name, api.Exchange(name), name)(connection.default_channel).declare()
+            producer = connection.Producer()
+            with Clock() as clock:
+                for _ in range(count):
+                    producer.publish(BODY, exchange=name, routing_key=name)
+        return clock.per(count)
+
     def publish_pool(self, count: int) -> Figures:
         """1,000 greenlets, one acquire a message."""
         sink = self.stage.sink()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from benchmarks.works import Budget, Figure, Work, cpu
 
+#: At most a fifth of what kombu costs.
+_FIFTH = Budget(0.2, "kombu")
+
 WORKS: dict[str, Work] = {
     "publish": Work(figures=(cpu("publish that awaits its reply, one greenlet", 36.0),)),
+    "publish_exchange": Work(figures=(cpu("publish to an exchange, one greenlet", _FIFTH),)),
     "publish_window": Work(figures=(cpu("the same with a window of 16 unanswered", 14.0),)),
     "publish_many": Work(
         figures=(

@@ -57,6 +57,18 @@ class StoreApi:
                     producer.publish(BODY, routing_key=sink)
         return clock.per(count)
 
+    def publish_exchange(self, count: int) -> Figures:
+        """The same to a direct exchange, to which one queue is bound."""
+        api, name = self.api, self.stage.name()
+        with api.Connection(self.url) as connection:
+            api.Queue(name, api.Exchange(name), name)(connection.default_channel).declare()
+            producer = connection.Producer()
+            producer.publish(BODY, exchange=name, routing_key=name)
+            with Clock() as clock:
+                for _ in range(count):
+                    producer.publish(BODY, exchange=name, routing_key=name)
+        return clock.per(count)
+
     def publish_200(self, count: int) -> Figures:
         """200 greenlets."""
         return self._publish_by(200, count)

@@ -44,7 +44,7 @@ MEMORY = rivals(
 )
 
 #: What is not a driver's work.
-_NOT_BY_HAND = dict.fromkeys(("publish_200", "queues", "latency", "idle"), "")
+_NOT_BY_HAND = dict.fromkeys(("publish_exchange", "publish_200", "queues", "latency", "idle"), "")
 
 
 def of_tables(greenconn: str, kombu: str, raw: Rival) -> dict[str, Rival]:

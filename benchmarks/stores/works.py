@@ -19,6 +19,9 @@ WORKS: dict[str, Work] = {
 #: is done once (a greenlet's start, a first statement) is a small part, as at RabbitMQ.
 TABLE_WORKS: dict[str, Work] = {
     "publish": replace(WORKS["publish"], divisor=5),
+    "publish_exchange": Work(
+        figures=(cpu("publish to an exchange, one greenlet", HALF),), divisor=5
+    ),
     "publish_200": Work(figures=(cpu("publish, 200 greenlets", HALF),), least=200),
     "publish_many": replace(WORKS["publish_many"], divisor=1),
     "consume": replace(WORKS["consume"], divisor=2),
