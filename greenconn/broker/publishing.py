@@ -238,6 +238,118 @@ class Completion(Protocol):
         """
 
 
+class KnownRoutes:
+    """The messages of one channel that were sent by what was known of the exchanges.
+
+    Where that has changed, they are routed once more, in their order, and nothing that is published
+    to an exchange over this channel overtakes them.
+    """
+
+    def __init__(self) -> None:
+        #: Those of which it is not known whether that has changed, and the version by which they went.
+        self._count = 0
+        self._version = 0
+        self._late: deque[Callable[[], object]] = deque()
+        self._is_routing = False
+        self._waiting: deque[Slot[None]] = deque()
+
+    def must_wait(self, version: int) -> bool:
+        """Return whether something was sent by another version, and is not where it belongs.
+
+        Arguments:
+            version: by which a message is to be sent; 0: by what was read for it.
+        """
+        return self._count > 0 and self._version != version
+
+    def wait(self, version: int) -> None:
+        """Return when :meth:`must_wait` is over.  May switch."""
+        while self.must_wait(version):
+            slot: Slot[None] = Slot()
+            self._waiting.append(slot)
+            slot.wait(NEVER)
+
+    def begin(self, version: int) -> None:
+        """Note that a message is sent.  Never switches."""
+        self._count += 1
+        self._version = version
+
+    def end(self) -> None:
+        """Note that a message is where it belongs.  Never switches."""
+        self._count -= 1
+        if not self._count:
+            waiting, self._waiting = self._waiting, deque()
+            for slot in waiting:
+                slot.offer(None)
+
+    def route_later(self, route: Callable[[], object]) -> None:
+        """Call *route*, which may switch and ends a message, behind others.  Never switches itself."""
+        self._late.append(route)
+        if not self._is_routing:
+            self._is_routing = True
+            spawn("publish", self._route)
+
+    def _route(self) -> None:
+        try:
+            while self._late:
+                self._late.popleft()()
+        finally:
+            self._is_routing = False
+            if self._late:  # this one was interrupted
+                self.route_later(self._late.popleft())
+
+
+class RoutedOutcome:
+    """The outcome of a message that was sent by what was known of the exchanges.
+
+    Arguments:
+        routes: of the channel.
+        version: of what was known.
+        is_stale: whether an outcome says that it has changed.
+        again: routes the message once more and sends it; may switch.
+        done: gets the outcome.
+    """
+
+    __slots__ = ("_again", "_done", "_is_stale", "_routes")
+
+    def __init__(
+        self,
+        routes: KnownRoutes,
+        version: int,
+        is_stale: Callable[[Any], bool],
+        again: Callable[[Completion], object],
+        done: Completion,
+    ) -> None:
+        routes.begin(version)
+        self._routes = routes
+        self._is_stale = is_stale
+        self._again = again
+        self._done = done
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the message is not to be stored any more."""
+        return self._done.has_left
+
+    def offer(self, value: Any) -> bool:
+        """Take the outcome.  Never switches."""
+        if self._is_stale(value):
+            self._routes.route_later(self._route)
+            return True
+        self._routes.end()
+        return self._done.offer(value)
+
+    def _route(self) -> None:
+        try:
+            self._again(self._done)
+        except BaseException as exc:
+            is_error = isinstance(exc, Exception)
+            self._done.offer(exc if is_error else PublishNacked(f"interrupted by {exc!r}"))
+            if not is_error:
+                raise
+        finally:
+            self._routes.end()
+
+
 class ChannelPublisher(ABC, Generic[L, M, T]):
     """The publisher of one channel: messages of the type *M*, to targets of the type *T*.
 
@@ -254,6 +366,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         self.confirm_timeout = link.options.confirm_timeout
         #: Bytes of a body, at most.
         self._limit = link.options.max_message_size
+        self._known_routes = KnownRoutes()
 
     # -- what each kind of broker writes
 
@@ -419,11 +532,13 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         routing_key: str,
         mandatory: bool,
         deadline: Deadline | None,
+        is_again: bool = False,
     ) -> T | None:
         """Return the target of a message that is not plain; None: it goes nowhere.  May switch.
 
         Arguments:
             size: of the body, in bytes.
+            is_again: it was sent before, by what was known of the exchanges.
 
         Raises:
             ContentTooLarge: the body is above ``max_message_size``.
@@ -446,8 +561,20 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
                 self._begin_last_resort(last)
                 queues = (last,)
             target = self._addressed(message, exchange, routing_key, queues)
+        if exchange and not is_again:
+            self._wait_in_order(0, deadline)
         self._channel.check_open()  # it may have been closed meanwhile
         return target
+
+    def _wait_in_order(self, version: int, deadline: Deadline | None) -> None:
+        """Wait for what was sent by another version of the exchanges.  May switch.
+
+        Raises:
+            TimeoutError: it was not where it belongs before the deadline.
+        """
+        if self._known_routes.must_wait(version):
+            with TimeLimit(deadline or NEVER, f"publishing to {self.link.where}"):
+                self._known_routes.wait(version)
 
     def _routes(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any], mandatory: bool
@@ -563,42 +690,8 @@ _ENTRY: Final = itemgetter(1)
 OVERHEAD: Final = 256
 
 
-class Rerouted:
-    """The outcome of a message that is stored only if the exchanges have not changed.
-
-    If they have, it is published once more, by what they are now.
-
-    Arguments:
-        again: publishes it; may switch.
-        done: gets the outcome.
-    """
-
-    __slots__ = ("_again", "_done")
-
-    def __init__(self, again: Callable[[Completion], object], done: Completion) -> None:
-        self._again = again
-        self._done = done
-
-    @property
-    def has_left(self) -> bool:
-        """Whether the message is not to be stored any more."""
-        return self._done.has_left
-
-    def offer(self, value: Any) -> bool:
-        """Take the outcome.  Never switches."""
-        if isinstance(value, StaleRoute):
-            spawn("publish", self._publish_again)
-            return True
-        return self._done.offer(value)
-
-    def _publish_again(self) -> None:
-        try:
-            self._again(self._done)
-        except BaseException as exc:
-            is_error = isinstance(exc, Exception)
-            self._done.offer(exc if is_error else PublishNacked(f"interrupted by {exc!r}"))
-            if not is_error:
-                raise
+def _is_stale(outcome: Any) -> bool:
+    return isinstance(outcome, StaleRoute)
 
 
 class KnownRoute(NamedTuple):
@@ -636,8 +729,9 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, "Sequence[Entry] | 
         deadline: Deadline | None,
     ) -> None:
         if isinstance(target, KnownRoute):
-            done = Rerouted(target.again, done)
-            target = (target.entry,)
+            routes, entry = self._known_routes, target.entry
+            done = RoutedOutcome(routes, entry.version, _is_stale, target.again, done)
+            target = (entry,)
         self.link.put_batcher.put(target, done)
 
     def _target(
@@ -658,14 +752,19 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, "Sequence[Entry] | 
             or (headers and ("CC" in headers or "BCC" in headers))
         ):
             if exchange and self.uses_known_routes and size <= self._limit:
-                known = self._known_route(message, exchange, routing_key, mandatory)
+                known = self._known_route(message, exchange, routing_key, mandatory, deadline)
                 if known is not None:
                     return known
             return self._routed(message, size, headers, exchange, routing_key, mandatory, deadline)
         return self._addressed(message, "", routing_key, (routing_key,))
 
     def _known_route(
-        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        deadline: Deadline | None,
     ) -> KnownRoute | None:
         """Return the target by what is known of the exchanges; None: ask the store.  May switch."""
         headers = message["headers"]
@@ -673,6 +772,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, "Sequence[Entry] | 
         if len(queues) != 1:
             return None
         (entry,) = self._addressed(message, exchange, routing_key, queues)
+        self._wait_in_order(version, deadline)
         self._channel.check_open()  # it may have been closed meanwhile
         again = partial(self._send_again, message, exchange, routing_key, mandatory)
         return KnownRoute(replace(entry, version=version), again)
@@ -687,7 +787,9 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, "Sequence[Entry] | 
     ) -> None:
         size, headers = len(message["body"]), message["headers"]
         try:
-            target = self._routed(message, size, headers, exchange, routing_key, mandatory, None)
+            target = self._routed(
+                message, size, headers, exchange, routing_key, mandatory, None, is_again=True
+            )
         except ChannelError as exc:
             self._channel.fail(exc)
             raise
@@ -803,6 +905,7 @@ class PutBatcher:
             done, entry = pending[0]
             if done.has_left:
                 pending.popleft()
+                done.offer(None)
                 continue
             size += len(entry.envelope["body"]) + OVERHEAD
             if batch and size > store.put_bytes:

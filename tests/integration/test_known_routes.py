@@ -12,6 +12,7 @@ from greenconn import Connection, Exchange, Queue
 from greenconn.broker import link as link_module
 from greenconn.broker.publishing import StorePublisher
 from greenconn.exceptions import NotFound, PublishNacked, RecoverableConnectionError, Unroutable
+from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.transport.postgresql.queues import SharedTopology
 from greenconn.transport.sqlite.queues import FileTopology
@@ -158,6 +159,35 @@ def test_what_changes_amid_publishes_is_found_for_queues_with_a_limit(
     assert sorted(bodies(sender, "two")) == [2, 3]
 
 
+@pytest.mark.parametrize("key", ["a", "other"], ids=["the same key", "another key"])
+def test_pipelined_messages_keep_their_order_while_queues_are_bound(
+    program: Callable[[], Program], key: str
+) -> None:
+    sender, other = program(), program()
+    sender.queue("first", "a")
+    later = [f"later{number}" for number in range(3)]
+    for name in later:
+        other.queue(name, "b")
+    begin = sender.channel.begin_publish
+    results = []
+    for number in range(600):
+        if number % 200 == 50:
+            other.channel.queue_bind(later[number // 200], "news", key)
+        if number % 10 == 0:
+            gevent.sleep(0.001)  # and some are known to be late
+        message = sender.channel.prepare_message(str(number))
+        results.append(begin(message, "news", "a", False, False, None))
+    for each in results:
+        each.wait(Deadline(SOON))
+    numbers = [str(number) for number in range(600)]
+    assert bodies(sender, "first") == numbers
+    for place, name in enumerate(later if key == "a" else ()):
+        got = bodies(sender, name)
+        # What was under way when it was bound may be there, too.
+        assert got == numbers[-len(got) :]
+        assert len(got) >= 600 - 200 * place - 50
+
+
 def test_what_is_gone_is_found_gone(program: Callable[[], Program]) -> None:
     sender, other = program(), program()
     sender.queue("one")
@@ -200,7 +230,7 @@ def test_publishing_again_that_fails_is_an_outcome(
     sender.publish("first")
     other.queue("two", "b")
 
-    def look(*arguments: Any) -> None:
+    def look(*arguments: Any, **options: Any) -> None:
         raise problem
 
     monkeypatch.setattr(StorePublisher, "_routed", look)

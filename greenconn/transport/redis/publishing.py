@@ -27,7 +27,12 @@ from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import TagMaker
 from greenconn.broker.errors import Method
 from greenconn.broker.port import Entry, HeldMessage, NoQueue
-from greenconn.broker.publishing import ChannelPublisher, Completion, CopyOutcomes
+from greenconn.broker.publishing import (
+    ChannelPublisher,
+    Completion,
+    CopyOutcomes,
+    RoutedOutcome,
+)
 from greenconn.broker.settlements import visible_headers
 from greenconn.delays import delay_of
 from greenconn.exceptions import ContentTooLarge, NotFound, PublishTimeout
@@ -36,7 +41,6 @@ from greenconn.green.slot import Condition, Slot
 from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.envelope import LARGE, Outgoing
-from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.options import Keys
 from greenconn.transport.redis.pipeline import (
@@ -134,83 +138,6 @@ class Routed:
         """Send the commands; *take* gets the reply to each.  Never switches."""
         for command in self.commands:
             self.pipeline.post(command, take)
-
-
-class RoutedOutcome:
-    """The outcome of a message that went to the queues that were known to be bound.
-
-    Where a binding has changed meanwhile, they are looked at once more, and those that are new get the
-    message, too, before its publisher hears of it: no binding that was there before the publish is
-    overlooked.
-
-    Arguments:
-        publisher: has sent it.
-        message, exchange, routing_key: what was published.
-        queues: that have it.
-        last_change: of which the bindings were known then.
-        done: gets the outcome.
-    """
-
-    __slots__ = (
-        "_done",
-        "_exchange",
-        "_last_change",
-        "_message",
-        "_publisher",
-        "_queues",
-        "_routing_key",
-    )
-
-    def __init__(
-        self,
-        publisher: RedisPublisher,
-        message: Outgoing,
-        exchange: str,
-        routing_key: str,
-        queues: Collection[str],
-        last_change: int,
-        done: Completion,
-    ) -> None:
-        self._publisher = publisher
-        self._message = message
-        self._exchange = exchange
-        self._routing_key = routing_key
-        self._queues = queues
-        self._last_change = last_change
-        self._done = done
-
-    @property
-    def has_left(self) -> bool:
-        """Whether the message is not to be stored any more."""
-        return self._done.has_left
-
-    def offer(self, value: Any) -> bool:
-        """Take the outcome of what was sent.  In the reader."""
-        is_known = self._publisher.link.topology.last_change == self._last_change
-        if is_known or isinstance(value, Exception):
-            return self._done.offer(value)
-        spawn("publish", self._send_rest)
-        return True
-
-    def _send_rest(self) -> None:
-        publisher, message, done = self._publisher, self._message, self._done
-        exchange, key = self._exchange, self._routing_key
-        try:
-            routes = publisher.link.routing.routes(exchange, key, message.headers)
-            rest = [each for each in routes if each not in self._queues]
-            if rest:
-                publisher.send_to(message, exchange, key, rest, done)
-            else:
-                done.offer(None)
-        except NotFound:
-            done.offer(None)  # the exchange was deleted since the message was stored
-        except BaseException as exc:
-            where = publisher.link.where
-            done.offer(
-                exc if isinstance(exc, Exception) else LinkLost(f"{where}: interrupted by {exc!r}")
-            )
-            if not isinstance(exc, Exception):
-                raise
 
 
 class LargeOutcome:
@@ -360,7 +287,7 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
                 )
             size = len(message.raw)
             if exchange and message.is_plain and size <= self._limit:
-                target = self._known_target(message, exchange, routing_key)
+                target = self._known_target(message, exchange, routing_key, deadline)
                 if target is not None:
                     return target
             return self._routed(
@@ -445,7 +372,13 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
 
     # -- what is not the usual case
 
-    def _known_target(self, message: Outgoing, exchange: str, routing_key: str) -> Routed | None:
+    def _known_target(
+        self,
+        message: Outgoing,
+        exchange: str,
+        routing_key: str,
+        deadline: Deadline | None,
+    ) -> Routed | None:
         """Return the target by the bindings that are known; None: they are to be read.  May switch."""
         link = self.link
         last_change = link.topology.known_since(exchange)
@@ -456,13 +389,46 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         if not queues or not all(topic_of(each) or is_permanent(each) for each in queues):
             return None
         target = self._addressed(message, exchange, routing_key, queues)
-        self._channel.check_open()  # it may have been closed meanwhile
         if target.pipeline is not self._pipeline:
             return None  # whose replies come before what the server tells of changes
+        self._wait_in_order(last_change, deadline)
+        self._channel.check_open()  # it may have been closed meanwhile
+        send_rest = partial(self._send_rest, message, exchange, routing_key, queues)
+        is_stale = partial(self._is_stale, last_change)
         target.watched = partial(
-            RoutedOutcome, self, message, exchange, routing_key, queues, last_change
+            RoutedOutcome, self._known_routes, last_change, is_stale, send_rest
         )
         return target
+
+    def _is_stale(self, last_change: int, outcome: Any) -> bool:
+        """Return whether a binding has changed before a message was stored.  In the reader."""
+        is_known = self.link.topology.last_change == last_change
+        return not is_known and not isinstance(outcome, Exception)
+
+    def _send_rest(
+        self,
+        message: Outgoing,
+        exchange: str,
+        routing_key: str,
+        sent: Collection[str],
+        done: Completion,
+    ) -> None:
+        """Send a message to the queues that were not known to be bound, if there are any.  May switch.
+
+        So no binding that was there before the publish is overlooked.
+        """
+        try:
+            routes = self.link.routing.routes(exchange, routing_key, message.headers)
+        except NotFound:
+            routes = ()  # the exchange was deleted since the message was stored
+        rest = [each for each in routes if each not in sent]
+        if not rest:
+            done.offer(None)
+            return
+        target = self._addressed(message, exchange, routing_key, rest)
+        target.send(done)
+        for each in target.queues:
+            self._pushed(each)
 
     def _routes(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any], mandatory: bool
@@ -473,20 +439,6 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         if exchange:
             topology.note_known(exchange, last_change)
         return queues
-
-    def send_to(
-        self,
-        message: Outgoing,
-        exchange: str,
-        routing_key: str,
-        queues: Sequence[str],
-        done: Completion,
-    ) -> None:
-        """Send a message to *queues* that were bound since; *done* gets the outcome.  May switch."""
-        target = self._addressed(message, exchange, routing_key, queues)
-        target.send(done)
-        for each in target.queues:
-            self._pushed(each)
 
     def _addressed(
         self,

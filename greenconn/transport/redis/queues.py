@@ -670,7 +670,7 @@ class RedisTopology(TopologyStore):
             program may publish over another link at once.
     """
 
-    last_change: ClassVar[int] = 0
+    last_change: ClassVar[int] = next(_numbers)
 
     def __init__(
         self,
