@@ -249,9 +249,9 @@ class KnownRoutes:
         #: Those of which it is not known whether that has changed, and the version by which they went.
         self._count = 0
         self._version = 0
-        self._late: deque[Callable[[], object]] = deque()
+        self._late: list[Callable[[], object]] = []
         self._is_routing = False
-        self._waiting: deque[Slot[None]] = deque()
+        self._waiting: list[Slot[None]] = []
 
     def must_wait(self, version: int) -> bool:
         """Return whether something was sent by another version, and is not where it belongs.
@@ -277,7 +277,7 @@ class KnownRoutes:
         """Note that a message is where it belongs.  Never switches."""
         self._count -= 1
         if not self._count:
-            waiting, self._waiting = self._waiting, deque()
+            waiting, self._waiting = self._waiting, []
             for slot in waiting:
                 slot.offer(None)
 
@@ -291,11 +291,11 @@ class KnownRoutes:
     def _route(self) -> None:
         try:
             while self._late:
-                self._late.popleft()()
+                self._late.pop(0)()
         finally:
             self._is_routing = False
             if self._late:  # this one was interrupted
-                self.route_later(self._late.popleft())
+                self.route_later(self._late.pop(0))
 
 
 class RoutedOutcome:
@@ -319,8 +319,8 @@ class RoutedOutcome:
         again: Callable[[Completion], object],
         done: Completion,
     ) -> None:
+        self._routes: KnownRoutes | None = routes
         routes.begin(version)
-        self._routes = routes
         self._is_stale = is_stale
         self._again = again
         self._done = done
@@ -332,11 +332,20 @@ class RoutedOutcome:
 
     def offer(self, value: Any) -> bool:
         """Take the outcome.  Never switches."""
-        if self._is_stale(value):
+        if self._routes is not None and self._is_stale(value):
             self._routes.route_later(self._route)
             return True
-        self._routes.end()
+        self._end()
         return self._done.offer(value)
+
+    def _end(self) -> None:
+        routes, self._routes = self._routes, None
+        if routes is not None:
+            routes.end()
+
+    def __del__(self) -> None:
+        # Its publisher was interrupted before it had sent it: others need not wait for it.
+        self._end()
 
     def _route(self) -> None:
         try:
@@ -347,7 +356,7 @@ class RoutedOutcome:
             if not is_error:
                 raise
         finally:
-            self._routes.end()
+            self._end()
 
 
 class ChannelPublisher(ABC, Generic[L, M, T]):

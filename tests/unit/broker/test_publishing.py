@@ -14,7 +14,7 @@ from greenconn.broker import publishing
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import NoQueue, QueueFull
-from greenconn.broker.publishing import OVERHEAD, CopyOutcomes
+from greenconn.broker.publishing import OVERHEAD, CopyOutcomes, KnownRoutes, RoutedOutcome
 from greenconn.exceptions import (
     PublishNacked,
     PublishTimeout,
@@ -23,6 +23,8 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from tests.fix_interrupts import Signal
+from tests.fix_leaks import HubErrors
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore
@@ -456,3 +458,92 @@ def test_a_message_is_stored_when_some_queue_has_it_and_none_refuses(
         assert not slot.is_filled
         outcomes.offer(each)
     assert slot.value is outcome
+
+
+# What was sent by what was known of the exchanges.
+
+
+class Outcome:
+    """What a publisher waits for."""
+
+    has_left = False
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def offer(self, value: Any) -> bool:
+        self.values.append(value)
+        return True
+
+
+def sent_by(routes: KnownRoutes, version: int, again: Any = None) -> tuple[RoutedOutcome, Outcome]:
+    """A message on its way, and what its publisher waits for; it is stale where it is told "stale"."""
+    done = Outcome()
+    return RoutedOutcome(routes, version, lambda value: value == "stale", again, done), done
+
+
+def test_what_is_sent_by_another_version_waits() -> None:
+    routes = KnownRoutes()
+    assert not routes.must_wait(0)
+    first, second = sent_by(routes, 1), sent_by(routes, 1)
+    assert (routes.must_wait(1), routes.must_wait(2), routes.must_wait(0)) == (False, True, True)
+    waiting = [gevent.spawn(routes.wait, version) for version in (2, 0)]
+    first[0].offer(None)
+    gevent.sleep(0)
+    assert not any(each.ready() for each in waiting)
+    second[0].offer(QueueFull())
+    gevent.joinall(waiting, timeout=10, raise_error=True)
+    assert all(each.ready() for each in waiting)
+    assert first[1].values == [None]
+    assert isinstance(second[1].values[0], QueueFull)
+
+
+def test_what_is_routed_again_goes_in_order_and_ends_then() -> None:
+    routes, order = KnownRoutes(), []
+    may_go = Event()
+
+    def again(done: Outcome) -> None:
+        order.append(done)
+        may_go.wait(10)
+        done.offer("again")
+
+    sent = [sent_by(routes, 1, again) for _ in range(3)]
+    for outcome, _ in sent:
+        outcome.offer("stale")
+    waiting = gevent.spawn(routes.wait, 2)
+    until(lambda: order)
+    assert not waiting.ready()
+    may_go.set()
+    waiting.get(timeout=10)
+    assert order == [done for _, done in sent]
+    assert [done.values for _, done in sent] == [["again"]] * 3
+
+
+def test_who_waits_for_a_message_that_was_never_sent_goes_on() -> None:
+    routes = KnownRoutes()
+    lost = sent_by(routes, 1)
+    waiting = gevent.spawn(routes.wait, 2)
+    gevent.sleep(0)
+    assert not waiting.ready()
+    del lost
+    waiting.get(timeout=10)
+
+
+@pytest.mark.parametrize("problem", [ValueError("no"), Signal()], ids=["error", "interrupted"])
+def test_routing_again_that_fails_holds_up_no_other(
+    hub_errors: HubErrors, problem: BaseException
+) -> None:
+    routes = KnownRoutes()
+
+    def fail(done: Outcome) -> None:
+        raise problem
+
+    sent = [sent_by(routes, 1, fail), sent_by(routes, 1, lambda done: done.offer("again"))]
+    for outcome, _ in sent:
+        outcome.offer("stale")
+    with gevent.Timeout(10):
+        routes.wait(2)
+    kind = ValueError if isinstance(problem, ValueError) else PublishNacked
+    assert isinstance(sent[0][1].values[0], kind)
+    assert sent[1][1].values == ["again"]
+    hub_errors.clear()
