@@ -1146,7 +1146,9 @@ class Routing:
     def known_routes(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any]
     ) -> tuple[Sequence[str], int]:
-        """Return where a message goes by what is known, and of which version that is.  Never switches.
+        """Return where a message without copies goes by what is known, and of which version that is.
+
+        Never switches.
 
         Returns:
             The version is 0 where the broker must be asked.
@@ -1154,7 +1156,7 @@ class Routing:
         topology, known = self._topology, self._state.exchanges.get(exchange)
         if known is None or known.rows is None or known.leads_on:
             return (), 0
-        if not isinstance(topology, Topology) or "CC" in headers or "BCC" in headers:
+        if not isinstance(topology, Topology):
             return (), 0
         version = topology.version_of(exchange, known.rows)
         return (self._state.route(exchange, routing_key, headers) if version else ()), version

@@ -293,9 +293,9 @@ class KnownRoutes:
             while self._late:
                 self._late.pop(0)()
         finally:
-            self._is_routing = False
-            if self._late:  # this one was interrupted
-                self.route_later(self._late.pop(0))
+            self._is_routing = bool(self._late)
+            if self._is_routing:  # this one was interrupted
+                spawn("publish", self._route)
 
 
 class RoutedOutcome:
@@ -754,13 +754,14 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, "Sequence[Entry] | 
         size, headers = len(message["body"]), message["headers"]
         if headers and not self._keeps_body_apart:
             check_headers(headers)  # here, since the store takes those of others along
+        has_copies = headers and ("CC" in headers or "BCC" in headers)
         if (
             exchange
             or size > self._limit
+            or has_copies
             or routing_key not in self.link.directory.declared
-            or (headers and ("CC" in headers or "BCC" in headers))
         ):
-            if exchange and self.uses_known_routes and size <= self._limit:
+            if exchange and self.uses_known_routes and size <= self._limit and not has_copies:
                 known = self._known_route(message, exchange, routing_key, mandatory, deadline)
                 if known is not None:
                     return known
