@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.clock import Clock, Figures, p99
 from benchmarks.redis.stage import Stage
-from benchmarks.rivals.kombu_api import many
+from benchmarks.rivals.kombu_api import many, publish_exchange
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 
@@ -49,14 +49,7 @@ class RedisApi:
 
     def publish_exchange(self, count: int) -> Figures:
         """The same to a direct exchange, to which one queue is bound."""
-        api, name = self.api, self.stage.sink()
-        with api.Connection(self.url) as connection:
-            api.Queue(name, api.Exchange(name), name)(connection.default_channel).declare()
-            producer = connection.Producer()
-            with Clock() as clock:
-                for _ in range(count):
-                    producer.publish(BODY, exchange=name, routing_key=name)
-        return clock.per(count)
+        return publish_exchange(self.api, self.url, self.stage.sink(), count)
 
     def publish_pool(self, count: int) -> Figures:
         """1,000 greenlets, one acquire a message."""

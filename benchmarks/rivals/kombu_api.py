@@ -281,3 +281,15 @@ def many(greenlets: int, count: int, function: Callable[[], None]) -> int:
 
     gevent.joinall([gevent.spawn(run) for _ in range(greenlets)], raise_error=True)
     return greenlets * each
+
+
+def publish_exchange(api: Any, url: str, name: str, count: int) -> Figures:
+    """Publish to a direct exchange, to which one queue is bound, by one greenlet."""
+    with api.Connection(url) as connection:
+        api.Queue(name, api.Exchange(name), name)(connection.default_channel).declare()
+        producer = connection.Producer()
+        producer.publish(BODY, exchange=name, routing_key=name)  # connects
+        with Clock() as clock:
+            for _ in range(count):
+                producer.publish(BODY, exchange=name, routing_key=name)
+    return clock.per(count)

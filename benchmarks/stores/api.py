@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.clock import Clock, Figures, p50, p99
-from benchmarks.rivals.kombu_api import drain, listen, many
+from benchmarks.rivals.kombu_api import drain, listen, many, publish_exchange
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
@@ -59,15 +59,7 @@ class StoreApi:
 
     def publish_exchange(self, count: int) -> Figures:
         """The same to a direct exchange, to which one queue is bound."""
-        api, name = self.api, self.stage.name()
-        with api.Connection(self.url) as connection:
-            api.Queue(name, api.Exchange(name), name)(connection.default_channel).declare()
-            producer = connection.Producer()
-            producer.publish(BODY, exchange=name, routing_key=name)
-            with Clock() as clock:
-                for _ in range(count):
-                    producer.publish(BODY, exchange=name, routing_key=name)
-        return clock.per(count)
+        return publish_exchange(self.api, self.url, self.stage.name(), count)
 
     def publish_200(self, count: int) -> Figures:
         """200 greenlets."""
