@@ -8,44 +8,28 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn import Connection, Exchange, Queue
+from greenconn import Connection
 from greenconn.broker import link as link_module
 from greenconn.broker.publishing import StorePublisher
 from greenconn.exceptions import NotFound, PublishNacked, RecoverableConnectionError, Unroutable
-from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.transport.postgresql.queues import SharedTopology
 from greenconn.transport.sqlite.queues import FileTopology
 from tests.fix_interrupts import Signal
 from tests.integration.contract import SOON
+from tests.integration.news import Program
 
 pytestmark = pytest.mark.halved
 
 TOPOLOGIES = {"sqlite_url": FileTopology, "postgresql_url": SharedTopology}
 
 
-class Program:
-    """A connection of one program to the broker, and an exchange.
-
-    It shares nothing with others, as in a process of its own.
-    """
-
-    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.connection = Connection(url)
-        monkeypatch.setattr(link_module, "_shared", PerHub(dict))
-        self.connection.connect()
-        self.channel = self.connection.default_channel
-        self.channel.exchange_declare("news", "topic", durable=True)
-        self.producer = self.connection.Producer()
-
-    def queue(self, name: str, key: str = "#", **options: Any) -> None:
-        """Declare a queue and bind it."""
-        Queue(name, Exchange("news", "topic"), key, **options)(self.channel).declare()
-
-    def publish(self, body: Any, **options: Any) -> None:
-        """Publish to the exchange."""
-        with gevent.Timeout(SOON):
-            self.producer.publish(body, **{"exchange": "news", "routing_key": "a", **options})
+def alone(url: str, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """A program that shares nothing with others, as in a process of its own."""
+    connection = Connection(url)
+    monkeypatch.setattr(link_module, "_shared", PerHub(dict))
+    connection.connect()
+    return Program(connection)
 
 
 @pytest.fixture(params=TOPOLOGIES)
@@ -57,7 +41,7 @@ def program(
     programs: list[Program] = []
 
     def begin() -> Program:
-        programs.append(Program(url, monkeypatch))
+        programs.append(alone(url, monkeypatch))
         return programs[-1]
 
     yield begin
@@ -84,14 +68,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def bodies(program: Program, queue: str) -> list[Any]:
-    """The bodies that wait in a queue, which is empty then."""
-    found: list[Any] = []
-    while (message := program.channel.basic_get(queue, no_ack=True)) is not None:
-        found.append(message.payload)
-    return found
-
-
 def test_bindings_are_asked_for_once(program: Callable[[], Program], reads: list[str]) -> None:
     sender = program()
     sender.queue("one")
@@ -99,7 +75,7 @@ def test_bindings_are_asked_for_once(program: Callable[[], Program], reads: list
         sender.publish(number)
     gevent.joinall([gevent.spawn(sender.publish, number) for number in range(5, 50)])
     assert reads == ["news"]
-    assert sorted(bodies(sender, "one")) == list(range(50))
+    assert sorted(sender.bodies("one")) == list(range(50))
 
 
 def test_connections_of_a_program_know_the_same(
@@ -107,14 +83,14 @@ def test_connections_of_a_program_know_the_same(
 ) -> None:
     """Each reads once, and none makes another one forget."""
     for name in TOPOLOGIES:
-        sender = Program(request.getfixturevalue(name), monkeypatch)
+        sender = alone(request.getfixturevalue(name), monkeypatch)
         with sender.connection.clone() as other:
             sender.queue("one")
             for number in range(3):
                 sender.publish(number)
-                other.Producer().publish(number, exchange="news", routing_key="a")
+                other.Producer().publish(number, exchange="news", routing_key="a.b")
             assert reads == ["news"] * 2
-            assert bodies(sender, "one") == [0, 0, 1, 1, 2, 2]
+            assert sender.bodies("one") == [0, 0, 1, 1, 2, 2]
         sender.connection.close()
         reads.clear()
 
@@ -134,12 +110,12 @@ def test_what_changes_amid_publishes_is_found(
     )
     calls = [gevent.spawn(sender.publish, number, **kinds[number % 3]) for number in range(30)]
     gevent.joinall(calls, raise_error=True)
-    assert bodies(sender, "one")[0] == "first"
-    assert sorted(bodies(sender, "two")) == list(range(2, 30, 3))
+    assert sender.bodies("one")[0] == "first"
+    assert sorted(sender.bodies("two")) == list(range(2, 30, 3))
     other.channel.queue_unbind("two", "news", "b")
     other.queue("one", "b")
     sender.publish("late", routing_key="b")
-    assert (bodies(sender, "one"), bodies(sender, "two")) == (["late"], [])
+    assert (sender.bodies("one"), sender.bodies("two")) == (["late"], [])
 
 
 def test_what_changes_amid_publishes_is_found_for_queues_with_a_limit(
@@ -155,37 +131,24 @@ def test_what_changes_amid_publishes_is_found_for_queues_with_a_limit(
     other.channel.queue_unbind("one", "news", "one")
     calls = [gevent.spawn(sender.publish, number, routing_key="one") for number in (2, 3)]
     gevent.joinall(calls, raise_error=True)
-    assert bodies(sender, "one") == [0, 1]
-    assert sorted(bodies(sender, "two")) == [2, 3]
+    assert sender.bodies("one") == [0, 1]
+    assert sorted(sender.bodies("two")) == [2, 3]
 
 
-@pytest.mark.parametrize("key", ["a", "other"], ids=["the same key", "another key"])
+@pytest.mark.parametrize("key", ["a.b", "other"], ids=["the same key", "another key"])
 def test_pipelined_messages_keep_their_order_while_queues_are_bound(
     program: Callable[[], Program], key: str
 ) -> None:
     sender, other = program(), program()
-    sender.queue("first", "a")
+    sender.queue("first", "a.b")
     later = [f"later{number}" for number in range(3)]
     for name in later:
         other.queue(name, "b")
-    begin = sender.channel.begin_publish
-    results = []
-    for number in range(600):
-        if number % 200 == 50:
-            other.channel.queue_bind(later[number // 200], "news", key)
-        if number % 10 == 0:
-            gevent.sleep(0.001)  # and some are known to be late
-        message = sender.channel.prepare_message(str(number))
-        results.append(begin(message, "news", "a", False, False, None))
-    for each in results:
-        each.wait(Deadline(SOON))
-    numbers = [str(number) for number in range(600)]
-    assert bodies(sender, "first") == numbers
-    for place, name in enumerate(later if key == "a" else ()):
-        got = bodies(sender, name)
-        # What was under way when it was bound may be there, too.
-        assert got == numbers[-len(got) :]
-        assert len(got) >= 600 - 200 * place - 50
+    published = sender.publish_amid_bindings(
+        lambda part: other.channel.queue_bind(later[part], "news", key), 0.001
+    )
+    assert sender.bodies("first") == published
+    sender.check_order(published, later if key == "a.b" else ())
 
 
 def test_what_is_gone_is_found_gone(program: Callable[[], Program]) -> None:
@@ -238,4 +201,4 @@ def test_publishing_again_that_fails_is_an_outcome(
         sender.publish("x")
     monkeypatch.undo()
     hub_errors.clear()
-    assert bodies(other, "one") == ["first"]
+    assert other.bodies("one") == ["first"]

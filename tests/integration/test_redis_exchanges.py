@@ -12,38 +12,16 @@ import pytest
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.exchanges import Routing
 from greenconn.exceptions import NotFound, PublishNacked, RecoverableConnectionError
-from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import queues as queues_module
 from greenconn.transport.redis.queues import KNOWN_FOR, RedisTopology
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_interrupts import Signal
 from tests.integration.contract import SOON
+from tests.integration.news import NEWS, Program
 from tests.integration.redis_clients import Control
 
 pytestmark = pytest.mark.halved
-
-NEWS = Exchange("news", "topic")
-
-
-class Program:
-    """A connection of one program to the broker, with a producer for the exchange."""
-
-    def __init__(self, url: str, **options: Any) -> None:
-        self.connection = Connection(url, transport_options=options)
-        self.channel = self.connection.default_channel
-        self.producer = self.connection.Producer(exchange=NEWS)
-
-    def queue(self, name: str, key: str = "#") -> Queue:
-        """A declared queue that is bound."""
-        queue = Queue(name, NEWS, key)(self.channel)
-        queue.declare()
-        return queue
-
-    def publish(self, body: Any = "x", **options: Any) -> None:
-        """Publish to the exchange."""
-        with gevent.Timeout(SOON):
-            self.producer.publish(body, **{"routing_key": "a.b", **options})
 
 
 @pytest.fixture
@@ -52,7 +30,7 @@ def program(own_redis: RedisServer, at_server: Control) -> Iterator[Callable[...
     programs: list[Program] = []
 
     def begin(**options: Any) -> Program:
-        programs.append(Program(own_redis.url, **options))
+        programs.append(Program(Connection(own_redis.url, transport_options=options)))
         return programs[-1]
 
     yield begin
@@ -89,14 +67,6 @@ def at_once(own_redis: RedisServer) -> Iterator[Callable[..., None]]:
     sock.close()
 
 
-def bodies(program: Program, queue: str) -> list[Any]:
-    """The bodies that wait in a queue, which is empty then."""
-    found: list[Any] = []
-    while (message := program.channel.basic_get(queue, no_ack=True)) is not None:
-        found.append(message.payload)
-    return found
-
-
 @pytest.mark.parametrize("type", ["direct", "topic", "fanout", "headers"])
 @pytest.mark.parametrize("options", [{}, {"publish_window": 4}], ids=["awaited", "windowed"])
 def test_bindings_are_read_once(
@@ -115,7 +85,7 @@ def test_bindings_are_read_once(
         sender.channel.flush()
     assert reads == [type]
     for name in ("one", "two"):
-        assert bodies(sender, name) == ["first", *["x"] * 10]
+        assert sender.bodies(name) == ["first", *["x"] * 10]
 
 
 def test_a_fan_out_exchange_is_read_once(program: Callable[..., Program], reads: list[str]) -> None:
@@ -147,8 +117,8 @@ def test_what_another_program_binds_gets_the_next_message(
         at_once("SADD", keys.bindings("news"), keys.member("a.*", r"^a\.[^.]*?$", name))
         sender.publish("after")
         # When the publish has returned, and not more often.
-        assert bodies(sender, name) == ["after"]
-    assert bodies(sender, "one") == ["first", *["before", "after"] * 3]
+        assert sender.bodies(name) == ["after"]
+    assert sender.bodies("one") == ["first", *["before", "after"] * 3]
 
 
 def test_pipelined_messages_keep_their_order_while_queues_are_bound(
@@ -160,25 +130,14 @@ def test_pipelined_messages_keep_their_order_while_queues_are_bound(
     later = [f"later{number}" for number in range(3)]
     for name in later:
         sender.channel.queue_declare(name)
-    begin = sender.channel.begin_publish
-    results = []
-    for number in range(600):
-        if number % 200 == 50:
-            name = later[number // 200]
-            at_once("SADD", keys.bindings("news"), keys.member("a.*", r"^a\.[^.]*?$", name))
-        if number % 10 == 0:
-            gevent.sleep(0.0002)  # and some are known to be late
-        message = sender.channel.prepare_message(str(number))
-        results.append(begin(message, "news", "a.b", False, False, None))
-    for each in results:
-        each.wait(Deadline(SOON))
-    numbers = [str(number) for number in range(600)]
-    assert bodies(sender, "first") == numbers
-    for place, name in enumerate(later):
-        got = bodies(sender, name)
-        # What was under way when it was bound may be there, too.
-        assert got == numbers[-len(got) :]
-        assert len(got) >= 600 - 200 * place - 50
+
+    def bind(part: int) -> None:
+        binding = keys.member("a.*", r"^a\.[^.]*?$", later[part])
+        at_once("SADD", keys.bindings("news"), binding)
+
+    published = sender.publish_amid_bindings(bind, 0.0002)
+    assert sender.bodies("first") == published
+    sender.check_order(published, later)
 
 
 def test_what_this_program_binds_or_unbinds_over_another_connection_counts_at_once(
@@ -192,10 +151,10 @@ def test_what_this_program_binds_or_unbinds_over_another_connection_counts_at_on
         second.unbind_from(NEWS, "#")
         sender.publish(f"one {number}")
         second.bind_to(NEWS, "#")
-    assert bodies(sender, "two") == [f"both {number}" for number in range(3)]
+    assert sender.bodies("two") == [f"both {number}" for number in range(3)]
     other.channel.queue_delete("two")
     sender.publish("last")
-    assert bodies(sender, "one")[-2:] == ["one 2", "last"]
+    assert sender.bodies("one")[-2:] == ["one 2", "last"]
     other.channel.exchange_delete("news")
     with pytest.raises(NotFound, match="no exchange 'news'"):
         sender.publish()
@@ -263,7 +222,7 @@ def test_what_other_exchanges_decide_is_read_each_time(
     keys = sender.connection.connection.commands.keys
     at_once("SADD", keys.bindings("behind"), keys.member("a.b", "", "one"))
     sender.publish("kept", exchange="before")
-    assert bodies(sender, "one") == ["kept"]
+    assert sender.bodies("one") == ["kept"]
 
 
 @pytest.mark.parametrize(
@@ -299,4 +258,4 @@ def test_a_second_look_that_fails_is_an_outcome(
             sender.publish()
     monkeypatch.undo()
     hub_errors.clear()
-    assert bodies(sender, "one") == ["first", "x"]
+    assert sender.bodies("one") == ["first", "x"]
