@@ -18,7 +18,8 @@ exchanges and 28 queues a virtual host, and a message passes through one queue f
 
 The messages that this library delays pass levels under a prefix of its own: programs of Celery in the
 same virtual host may have declared theirs with another queue type, and bindings of theirs must not match
-our messages.
+our messages.  They are published to the highest level that delays them: each one above would pass them
+on, which takes RabbitMQ 3.10 about 0.1 ms.
 
 A message that has passed the levels comes into the *landing queue* of its address, where it expires at
 once: its dead letter goes to the exchange and with the routing key that the publisher named, so that any
@@ -308,7 +309,7 @@ class DelayLevels:
             self._flight.run(address, lambda: self._declare(open_channel, address))
         landing = landing_queue(exchange, routing_key)
         return DelayedRoute(
-            level_name(MAX_LEVEL, PREFIX),
+            level_name(seconds.bit_length() - 1, PREFIX),
             calculate_routing_key(seconds, landing),
             without_former_delays(headers or {}, "" if exchange else routing_key),
         )

@@ -13,7 +13,10 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.transport.native_delayed_delivery import (
     LONGEST_DELAY,
+    MAX_LEVEL,
+    PREFIX,
     landing_queue,
+    level_name,
     without_former_delays,
 )
 
@@ -60,6 +63,25 @@ def test_levels_are_declared_once_a_link(amqp_url: str, unique: str) -> None:
                 else:
                     got.add(message.payload)
         channel.queue_delete(landing_queue("", unique))
+
+
+@pytest.mark.parametrize(("delay", "highest"), [(1, 0), (1.5, 1), (3, 1), (2**20, 20)])
+def test_a_delayed_message_passes_no_level_above_its_delay(
+    amqp_url: str, unique: str, delay: float, highest: int
+) -> None:
+    landing = landing_queue("", unique)
+    with Connection(amqp_url) as connection:
+        channel = connection.default_channel
+        for name in (unique, f"{unique}-levels"):
+            Queue(name, exclusive=True)(channel).declare()
+        greenconn.publish(unique, "first", connection=connection, delay=1)  # declares the levels
+        for level in range(highest, MAX_LEVEL + 1):
+            channel.queue_bind(f"{unique}-levels", level_name(level, PREFIX), f"#.{landing}")
+        greenconn.publish(unique, "second", connection=connection, delay=delay)
+        passed = [channel.basic_get(f"{unique}-levels", no_ack=True) for _ in range(2)]
+        assert passed[0].delivery_info["exchange"] == level_name(highest, PREFIX)
+        assert passed[1] is None
+        channel.queue_delete(landing)
 
 
 def test_traces_of_a_former_delay_are_taken_off() -> None:
