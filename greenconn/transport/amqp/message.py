@@ -20,7 +20,6 @@ import amqp
 import msgspec
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps
-from amqp.serialization import loads as read_values
 
 from greenconn.encoding import as_text, charsets, plain_text
 from greenconn.exceptions import BodyTooLarge, DecodeError
@@ -327,6 +326,9 @@ _flags = Struct(">H")
 _octet = Struct(">B")
 _long = Struct(">I")
 _long_long = Struct(">Q")
+_signed = Struct(">i")
+_int = Struct(">Bi")
+_text_start = Struct(">BI")
 #: The values of a table that have a fixed size, by their type (AMQP 0-9-1, 4.2.1, and its errata).
 _numbers: Final = {
     ord(kind): Struct(form)
@@ -365,7 +367,12 @@ _VARYING: Final = 0x0400 | 0x0200 | 0x0080 | 0x0040
 _KEPT: Final = 512
 #: The byte before a short string of so many bytes.
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(256))
+#: The type and the length before a string of so many bytes in a table.
+_TEXT_STARTS: Final = tuple(_text_start.pack(0x53, length) for length in range(256))
 
+#: The names of the items of tables, packed, and unpacked again.
+_names: dict[str, bytes] = {}
+_read_names: dict[bytes, str | bytes] = {}
 _packed: dict[tuple[Any, ...], bytes] = {}
 _unpacked: dict[bytes, dict[str, Any]] = {}
 #: Which of the late fields properties with these names have.
@@ -464,11 +471,7 @@ def _field(name: str, kind: str, value: Any) -> bytes:
         if kind == "o":
             return _octet.pack(int(value))
         if kind == "t":
-            headers = dict(value)
-            table: bytes = dumps("F", (headers,))
-            if not is_finite(headers):
-                raise ValueError("a float is not finite")
-            return table
+            return _pack_table(value if value.__class__ is dict else dict(value))
         if isinstance(value, datetime):
             value = timegm(value.utctimetuple())
         return _long_long.pack(int(value))
@@ -477,6 +480,58 @@ def _field(name: str, kind: str, value: Any) -> bytes:
             # The codec's text has the value, which may be a secret.
             raise ValueError(_bad_header(value)) from None
         raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
+
+
+def _pack_table(table: Mapping[Any, Any]) -> bytes:
+    """Return a table as amqp writes it, in a third of the time.
+
+    Raises:
+        ValueError, TypeError, FrameSyntaxError, struct.error: it has what no table can have.
+    """
+    parts: list[bytes] = []
+    append = parts.append
+    for key, value in table.items():
+        append((_names.get(key) if key.__class__ is str else None) or _pack_name(key))
+        if value.__class__ is str:  # most are
+            text = value.encode("utf-8", "surrogatepass")
+            size = len(text)
+            append(_TEXT_STARTS[size] if size < 256 else _text_start.pack(0x53, size))
+            append(text)
+        else:
+            append(b"V" if value is None else _pack_item(value))
+    block = b"".join(parts)
+    return _long.pack(len(block)) + block
+
+
+def _pack_name(key: Any) -> bytes:
+    """Return the name of an item of a table."""
+    raw = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+    name = _octet.pack(len(raw)) + raw
+    if key.__class__ is str:
+        if len(_names) >= _KEPT:
+            _names.clear()
+        _names[key] = name
+    return name
+
+
+def _pack_item(value: Any) -> bytes:
+    """Return a value of a table or an array, with its type in front."""
+    if value is None:
+        return b"V"
+    kind = value.__class__
+    if kind is int and -(2**31) < value < 2**31:
+        return _int.pack(0x49, value)
+    if kind is bool:
+        return b"t\1" if value else b"t\0"
+    if kind is dict:
+        return b"F" + _pack_table(value) if value else b"F\0\0\0\0"
+    if kind is list or kind is tuple:
+        block = b"".join(map(_pack_item, value))
+        return b"A" + _long.pack(len(block)) + block
+    item: bytes = dumps("A", ([value],))[4:]
+    if not is_finite(value):
+        raise ValueError("a float is not finite")
+    return item
 
 
 def is_finite(value: Any) -> bool:
@@ -612,7 +667,7 @@ def _parse(
                 properties[name] = {}
                 position += 4
             else:
-                (properties[name],), position = read_values("F", block, position)
+                properties[name], position = _table(block, position)
         else:
             properties[name] = _long_long.unpack_from(block, position)[0]
             position += 8
@@ -663,6 +718,45 @@ def _salvage_table(block: bytes, position: int) -> tuple[dict[Any, Any], bool]:
     return table, is_whole
 
 
+def _table(block: bytes, position: int) -> tuple[dict[Any, Any], int]:
+    """Return the table whose length is at *position*, and where it ends."""
+    end: int = position + 4 + _long.unpack_from(block, position)[0]
+    position += 4
+    table: dict[Any, Any] = {}
+    while position < end:
+        start = position + 1
+        position = start + block[position]
+        raw = block[start:position]
+        name = _read_names.get(raw)
+        if name is None:
+            name = _table_text(raw)
+            if len(_read_names) >= _KEPT:
+                _read_names.clear()
+            _read_names[raw] = name
+        kind = block[position]
+        if kind == 0x53:  # S, as most are
+            start = position + 5
+            position = start + _long.unpack_from(block, position + 1)[0]
+            try:
+                table[name] = block[start:position].decode()
+            except UnicodeDecodeError:
+                table[name] = block[start:position]
+        elif kind == 0x56:  # V
+            table[name] = None
+            position += 1
+        elif kind == 0x49:  # I
+            table[name] = _signed.unpack_from(block, position + 1)[0]
+            position += 5
+        elif kind == 0x74:  # t
+            table[name] = block[position + 1] != 0
+            position += 2
+        else:
+            table[name], position = _item(block, position)
+    if position != end or end > len(block):
+        raise FrameSyntaxError("a table is cut off")
+    return table, end
+
+
 def _item(block: bytes, position: int) -> tuple[Any, int]:
     """Return the value at *position* of a table or an array, as amqp reads it, and where it ends."""
     kind = block[position]
@@ -676,6 +770,8 @@ def _item(block: bytes, position: int) -> tuple[Any, int]:
         if kind == 0x44:  # D
             return Decimal(values[1]) / Decimal(10 ** values[0]), position
         return (values[0] if values else None), position
+    if kind == 0x46:  # F
+        return _table(block, position)
     start = position + 4
     end: int = start + _long.unpack_from(block, position)[0]
     if end > len(block):
@@ -690,13 +786,6 @@ def _item(block: bytes, position: int) -> tuple[Any, int]:
             value, start = _item(block, start)
             array.append(value)
         return array, end
-    if kind == 0x46:  # F
-        table = {}
-        while start < end:
-            position = start + 1 + block[start]
-            name = _table_text(block[start + 1 : position])
-            table[name], start = _item(block, position)
-        return table, end
     raise FrameSyntaxError(f"no type of AMQP: {kind}")
 
 

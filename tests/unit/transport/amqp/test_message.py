@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import OrderedDict
 from datetime import datetime
 from decimal import Decimal
+from enum import Enum, IntEnum
 from typing import Any
 
 import pytest
 from amqp.basic_message import Message as AmqpMessage
+from amqp.serialization import dumps, loads
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,6 +89,50 @@ def test_all_fields_are_as_amqp_has_them(fields: dict[str, Any]) -> None:
     )
     assert block == block_of(**fields)
     assert unpack_properties(header_of(block)) == fields
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+NAMES = st.text(max_size=9) | st.sampled_from([*Colour, "red", "x" * 255])
+SINGLE = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.sampled_from([-(2**31), 1 - 2**31, 2**31 - 1, 2**31, *Colour, *Level])
+    | st.text(max_size=9)
+    | st.sampled_from(["x" * 255, "x" * 256, "\u20ac" * 90])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.decimals(-(10**6), 10**6, places=3)
+    | st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)).map(
+        lambda at: at.replace(microsecond=0)
+    )
+)
+VALUES = st.recursive(
+    SINGLE,
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.lists(inside, max_size=3).map(tuple)
+        | st.dictionaries(NAMES, inside, max_size=3)
+        | st.dictionaries(NAMES, inside, max_size=3).map(OrderedDict)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=6))
+def test_headers_are_as_amqp_has_them(headers: dict[str, Any]) -> None:
+    table = dumps("F", [headers])
+    for _ in range(2):  # made, then remembered
+        block = pack_properties(None, None, None, headers, None)
+        assert block == b"\x20\0" + table
+        found = unpack_properties(header_of(block))["application_headers"]
+        assert repr(found) == repr(loads("F", table, 0)[0][0])  # with types and order
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "timestamp", "delivery_mode"])
