@@ -310,6 +310,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
         *("test_bytes_count_too", "test_full_queue_drops_its_head", "test_full_queue_may_refuse"),
         *("test_what_a_full_queue_refuses_may_become_a_dead_letter", "test_unused_queue_expires"),
         *("test_message_without_time_needs_a_free_consumer", "test_higher_priorities_come_first"),
+        "test_a_full_queue_knows_what_waits_in_it",
     ),
     "what queues were declared with": (
         *("test_arguments_that_cannot_be", "test_queue_cannot_be_declared_otherwise"),

@@ -20,6 +20,7 @@ from greenconn import Connection, Queue
 from greenconn.exceptions import (
     AccessRefused,
     NotAllowed,
+    PublishNacked,
     RecoverableConnectionError,
 )
 from greenconn.green import stream as connect
@@ -31,6 +32,7 @@ from greenconn.transport.postgresql.queues import Lookups, announce, announce_al
 from tests.brokers.postgresql import LOGIN
 from tests.fix_postgresql import Database, PostgresServers
 from tests.fix_wires import until
+from tests.integration.bounded import storm
 
 SOON = 30.0
 
@@ -463,6 +465,82 @@ def test_a_role_that_may_only_publish_leaves_what_is_due_to_others(
             )
             assert got.wait(SOON)
             assert consumer.stop(SOON)
+
+
+def test_a_role_that_may_only_publish_respects_a_maximum_length(
+    postgresql_url: str, postgresql: Database, role: str, unique: str
+) -> None:
+    with Connection(postgresql_url) as connection:
+        full = Queue("q", max_length=2, queue_arguments={"x-overflow": "reject-publish"})
+        full(connection.default_channel).declare()
+    for right in (
+        *("USAGE ON SCHEMA {}", "SELECT ON ALL TABLES IN SCHEMA {}"),
+        *("INSERT ON {}.messages", "UPDATE ON {}.consumers", "UPDATE ON {}.queues"),
+        "INSERT, UPDATE, DELETE ON {}.lengths",
+    ):
+        granted = right.format(f'"{unique}"')
+        postgresql.execute(f'GRANT {granted} TO "{role}"')
+    with Connection(postgresql_url.replace("postgres@", f"{role}@")) as publishing:
+        for body in (1, 2):
+            greenconn.publish("q", body, connection=publishing)
+        with pytest.raises(PublishNacked):
+            greenconn.publish("q", 3, connection=publishing)
+
+
+# -- maximum lengths
+
+
+def lengths(database: Database, schema: str) -> tuple[Any, ...]:
+    """Return the messages and bytes that wait in a bounded queue, as noted and as counted."""
+    noted = f'SELECT sum(messages), sum(bytes) FROM "{schema}".lengths'
+    counted = (
+        f'SELECT count(*), coalesce(sum(length(body)), 0) FROM "{schema}".messages '
+        "WHERE holder IS NULL AND due IS NULL"
+    )
+    found = database.execute(f"SELECT * FROM ({noted}) AS noted, ({counted}) AS counted").fetchone()
+    assert found is not None
+    return tuple(int(str(each)) for each in found)  # Decimal, too
+
+
+@pytest.mark.parametrize("purges", [False, True])
+def test_lengths_are_right_behind_a_storm(
+    postgresql_url: str, postgresql: Database, unique: str, long: bool, purges: bool
+) -> None:
+    storm(postgresql_url, 200 if long else 25, purges=purges)
+    messages, size, counted, counted_size = lengths(postgresql, unique)
+    assert (messages, size) == (counted, counted_size)
+
+
+def test_lengths_of_sessions_that_have_ended_are_added_up(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    with Connection(postgresql_url) as connection:
+        Queue("q", max_length=1000)(connection.default_channel).declare()
+        for _ in range(3):
+            greenconn.publish("q", "x" * 10, connection=connection)
+        ended = "INSERT INTO {0}.lengths SELECT id, generate_series(-200, -1), {1} FROM {0}.queues"
+        postgresql.execute(ended.format(f'"{unique}"', "1, 5"))
+        before = lengths(postgresql, unique)[:2]
+        greenconn.publish("q", "x" * 10, connection=connection)
+        messages, size, *_ = lengths(postgresql, unique)
+        assert (messages, size) == (before[0] + 1, before[1] + 10)
+        count = postgresql.execute(f'SELECT count(*) FROM "{unique}".lengths').fetchone()
+        assert count == (2,)
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM {}.messages", "TRUNCATE {}.messages"])
+def test_messages_that_are_deleted_by_hand_make_room(
+    postgresql_url: str, postgresql: Database, unique: str, statement: str
+) -> None:
+    with Connection(postgresql_url) as connection:
+        full = Queue("q", max_length=2, queue_arguments={"x-overflow": "reject-publish"})
+        full(connection.default_channel).declare()
+        for _ in range(2):
+            for body in (1, 2):
+                greenconn.publish("q", body, connection=connection)
+            with pytest.raises(PublishNacked):
+                greenconn.publish("q", 3, connection=connection)
+            postgresql.execute(statement.format(f'"{unique}"'))
 
 
 def test_statements_make_the_schema(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from datetime import datetime, timezone
+from functools import partial
+from random import Random
 from typing import Any
 
 import gevent
@@ -256,6 +259,47 @@ def test_what_a_full_queue_refuses_may_become_a_dead_letter(side: Side) -> None:
     letter = dead_letter_of(side, channel, dead)
     assert (letter.body, letter.headers["x-death"][0]["reason"]) == ("1", "maxlen")
     assert side.bodies(channel, queue) == ["0"]
+
+
+@needs(Can.BOUNDS)
+def test_a_full_queue_knows_what_waits_in_it(
+    side: Side, request: pytest.FixtureRequest, long: bool
+) -> None:
+    """Whatever brings messages into it, or takes them out, over any connection."""
+    chance = Random(request.config.getoption("randomly_seed", 0))
+    channels = side.channel(side.link()), side.channel(side.link())
+    arguments = {"x-max-length": 6, "x-max-length-bytes": 30, "x-overflow": "reject-publish"}
+    queue = side.queue(channels[0], arguments=arguments)
+    waiting: list[str] = []
+    held: list[Message] = []
+    for number in range(400 if long else 60):
+        channel = chance.choice(channels)
+        what = chance.choice(["publish"] * 5 + ["get"] * 2 + ["ack", "requeue", "reject", "purge"])
+        if what == "publish":
+            body = f"{number:03}" * chance.randint(1, 4)
+            fits = len(waiting) < 6 and sum(map(len, [*waiting, body])) <= 30
+            with nullcontext() if fits else pytest.raises(PublishNacked):
+                side.send(channel, body, "", queue)
+            waiting += [body] if fits else []
+        elif what == "get":
+            message = channel.basic_get(queue)
+            assert (message is None) == (not waiting)
+            if message is not None:
+                waiting.remove(message.body)
+                held.append(message)
+        elif what == "purge":
+            if chance.random() < 0.3:
+                assert channel.queue_purge(queue) == len(waiting)
+                waiting = []
+        elif held:
+            message = held.pop(chance.randrange(len(held)))
+            getattr(message, what)()
+            waiting += [message.body] if what == "requeue" else []
+        until(partial(_waits, channels[0], queue, len(waiting)), SOON)
+
+
+def _waits(channel: Any, queue: str, count: int) -> bool:
+    return bool(channel.queue_declare(queue, passive=True).message_count == count)
 
 
 @needs(Can.PRIORITIES)

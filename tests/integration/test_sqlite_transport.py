@@ -39,6 +39,7 @@ from greenconn.transport.sqlite.database import (
     database_of,
 )
 from tests.fix_wires import until
+from tests.integration.bounded import storm
 from tests.integration.contract import SOON
 from tests.integration.processes import run
 from tests.tiny_client import TinyClient
@@ -190,6 +191,17 @@ def test_file_that_another_process_creates_meanwhile(
         connection.connect()
         greenconn.publish("q", "x", connection=connection, declare=True)
     assert created
+
+
+@pytest.mark.parametrize("purges", [False, True])
+def test_lengths_are_right_behind_a_storm(
+    path: str, sqlite_url: str, long: bool, purges: bool
+) -> None:
+    storm(sqlite_url, 200 if long else 25, purges=purges)
+    with closing(sqlite3.connect(path)) as file:
+        noted = file.execute("SELECT messages, bytes FROM lengths").fetchall()
+        waiting = "SELECT count(*), coalesce(sum(length(body)), 0) FROM messages WHERE state = 0"
+        assert noted == file.execute(waiting).fetchall()
 
 
 def test_file_of_a_later_version(path: str, sqlite_url: str) -> None:

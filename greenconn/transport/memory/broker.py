@@ -535,7 +535,7 @@ class Queue:
         """Drop what is too old or too many, and wait for the next that will be too old."""
         self._drop_expired()
         store, policy = self.store, self.policy
-        if policy.is_bounded:
+        if policy.is_bounded and not policy.refuses_overflow:
             while store.count and policy.is_above(store.count, store.size):
                 self._broker.dead_letter(store.take(), "maxlen")
         self._watch_expiry()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from greenconn.broker.link import StoreLink
     from greenconn.transport.postgresql import Channel, PostgresStore
     from greenconn.transport.postgresql.connection import Session
-    from greenconn.transport.postgresql.queues import QueueRow, Queues
+    from greenconn.transport.postgresql.queues import Queues
 
 
 #: Messages that are counted for ``basic_get``.
@@ -125,10 +125,19 @@ _PUT_ALONE: Final = (
     "CALL greenconn.put("
     "NULL, NULL, %b::text, %b::text, %b::int8, %b::int2, %b::float8, %b::float8, %b::text, %b)"
 )
-_PUT_ONE: Final = """
-INSERT INTO greenconn.messages (queue, holder, priority, due, expires, envelope, body)
-VALUES (%b, %b, %b, now() + %b::float8 * interval '1 s', now() + %b::float8 * interval '1 s', %b, %b)
-RETURNING id
+#: Stores messages in one queue with a maximum length; its values are the queue and their columns.
+_PUT_COUNTED: Final = """
+INSERT INTO greenconn.messages (queue, priority, due, expires, is_counted, envelope, body)
+SELECT %b, e.priority, now() + e.delay * interval '1 s',
+    now() + (coalesce(e.delay, 0) + e.lifetime) * interval '1 s', true, e.envelope, e.body
+FROM unnest(%b::int2[], %b::float8[], %b::float8[], %b::text[], %b::bytea[])
+    WITH ORDINALITY AS e (priority, delay, lifetime, envelope, body, number)
+ORDER BY e.number
+"""
+#: Stores a message as one that is claimed.
+_PUT_HELD: Final = """
+INSERT INTO greenconn.messages (queue, holder, priority, is_counted, envelope, body)
+VALUES (%b, %b, %b, true, %b, %b) RETURNING id
 """
 
 
@@ -178,7 +187,10 @@ def _put_all(
             outcomes[place] = StaleRoute()
     numbers = set(known.values())
     dead: list[Claimed] = []
-    holder = register() if bounded else 0
+    rows = queues.of([known[name] for name in bounded]) if bounded else {}
+    # What is given up is held by this link.
+    gives_up = any(row.policy.overflow != "reject-publish" for row in rows.values())
+    holder = register() if gives_up else 0
     for name in sorted(bounded):
         places = [
             place
@@ -212,19 +224,13 @@ def _put_bounded(
 ) -> PutResult:
     """Store messages in a queue with a maximum length.  Others that do so wait."""
     with session.transaction():
-        locked = session.fetch(
-            "SELECT 1 FROM greenconn.queues WHERE id = %b FOR NO KEY UPDATE", (number,)
-        )
-        queue = queues.of([number]).get(number)
-        if not locked or queue is None:
+        ((count, total),) = session.fetch("SELECT * FROM greenconn.length_of(%b)", (number,))
+        if not session.fetch("SELECT 1 FROM greenconn.queues WHERE id = %b", (number,)):
             return PutResult([NoQueue(entry.queue) for entry in entries], set(), [], None)
-        ((count, total),) = session.fetch(
-            "SELECT count(*), coalesce(sum(length(body)), 0)::int8 FROM greenconn.messages "
-            "WHERE queue = %b AND holder IS NULL AND due IS NULL",
-            (number,),
-        )
+        queue = queues.of([number])[number]
         outcomes: list[Exception | None] = []
         dead: list[Claimed] = []
+        fitting: list[Entry] = []
         for entry in entries:
             size = len(entry.envelope["body"])
             outcome: Exception | None = None
@@ -232,29 +238,31 @@ def _put_bounded(
                 if queue.policy.refuses_overflow or not count:
                     outcome = QueueFull(queue.name)
                     break
+                _put_counted(session, number, fitting)  # they may be dropped
+                fitting = []
                 dropped = claim(session, {number: 1}, holder, queues, dead="maxlen")
                 if not dropped:
                     break  # consumers were faster
                 count, total = count - 1, total - len(dropped[0].raw)
                 dead += dropped
             if outcome is None:
-                _put_one(session, queue, entry)
+                fitting.append(entry)
                 if not entry.delay:
                     count, total = count + 1, total + size
             elif queue.policy.overflow == "reject-publish-dlx":
                 # It is stored as one that was claimed, to become a dead letter.
-                id = _put_one(session, queue, entry, holder)
+                values = (number, holder, entry.priority, entry.head, entry.envelope["body"])
+                ((id,),) = session.fetch(_PUT_HELD, values)
                 dead.append(Claimed(queue.name, entry.envelope, Handle(id, holder), dead="maxlen"))
             outcomes.append(outcome)
+        _put_counted(session, number, fitting)
         return PutResult(outcomes, {number}, dead, None)
 
 
-def _put_one(session: Session, queue: QueueRow, entry: Entry, holder: int | None = None) -> int:
-    lifetime = None if entry.lifetime is None else entry.delay + entry.lifetime
-    times = (None, None) if holder else (entry.delay or None, lifetime)
-    values = (queue.id, holder, entry.priority, *times, entry.head, entry.envelope["body"])
-    ((id,),) = session.fetch(_PUT_ONE, values)
-    return int(id)
+def _put_counted(session: Session, number: int, entries: Sequence[Entry]) -> None:
+    """Store messages in a queue with a maximum length, without a look at that."""
+    if entries:
+        session.change(_PUT_COUNTED, (number, *columns_of(entries)[2:]))
 
 
 # -- taking
@@ -598,6 +606,10 @@ DELETE FROM greenconn.messages WHERE holder IS NULL AND due IS NULL AND queue = 
 def delete_orphans(session: Session) -> None:
     """Delete the waiting messages whose queue was deleted before they were committed."""
     session.change(_DELETE_ORPHANS)
+    session.change(
+        "DELETE FROM greenconn.lengths l "
+        "WHERE NOT EXISTS (SELECT 1 FROM greenconn.queues q WHERE q.id = l.queue)"
+    )
 
 
 _SURVEY: Final = """

@@ -294,13 +294,14 @@ class Queues:
         policy = declared.policy
         while True:
             made = self._session.change(
-                "INSERT INTO greenconn.queues (name, declaration, owner, auto_delete, is_bounded, "
-                "is_single, idle_until) "
-                "VALUES (%b, %b, %b, %b, %b, %b, now() + %b::float8 * interval '1 s') "
+                "INSERT INTO greenconn.queues (name, declaration, owner, auto_delete, max_length, "
+                "max_length_bytes, is_single, idle_until) "
+                "VALUES (%b, %b, %b, %b, %b, %b, %b, now() + %b::float8 * interval '1 s') "
                 "ON CONFLICT (name) DO NOTHING",
                 (
                     *(name, declared.text(), declared.owner, declared.auto_delete),
-                    *(policy.is_bounded, policy.is_single_active, policy.expires),
+                    *(policy.max_length, policy.max_length_bytes),
+                    *(policy.is_single_active, policy.expires),
                 ),
             )
             if made:
@@ -370,6 +371,7 @@ class Queues:
             self._session.change(
                 f"DELETE FROM greenconn.messages WHERE queue = %b AND {held}", (number,)
             )
+        self._session.change("DELETE FROM greenconn.lengths WHERE queue = %b", (number,))
         self._records.forget_queue(name)
         notify(self._session, (owner for (owner,) in consumers if owner != self._owner))
         return count

@@ -8,6 +8,11 @@ has one lease, in ``links``, for all that it holds: it is renewed by one stateme
 is.  A message with ``due`` is delayed: when that time has come, a consumer sets it to NULL.  So what can
 be claimed is in one partial index, and nothing else is.
 
+``lengths``: the messages that wait in a queue with a maximum length, and the bytes of their bodies: what
+was counted (``backend`` 0; no row where that is to be done again), and what each session of the server
+has added since, or taken away.  (One row for all would have claims wait for publishers, and for one
+another.)
+
 ``consumers.armed``: 1 where the link found nothing and waits to be notified, 2 where it was notified of
 a message and has not claimed since.  Nothing in that table outlives its session, so it needs no
 write-ahead log.  It must have no sequence, which would be unlogged, too, and damaged on a replica that
@@ -37,7 +42,9 @@ CREATE TABLE greenconn.queues (
     declaration text NOT NULL,
     owner text COLLATE "C",
     auto_delete boolean NOT NULL,
-    is_bounded boolean NOT NULL,
+    max_length bigint,
+    max_length_bytes bigint,
+    is_bounded boolean GENERATED ALWAYS AS (num_nonnulls(max_length, max_length_bytes) > 0) STORED,
     is_single boolean NOT NULL,
     idle_until timestamptz
 );
@@ -52,6 +59,7 @@ CREATE TABLE greenconn.messages (
     deliveries integer NOT NULL DEFAULT 0,
     priority smallint NOT NULL DEFAULT 0,
     redelivered boolean NOT NULL DEFAULT false,
+    is_counted boolean NOT NULL DEFAULT false,
     envelope text NOT NULL,
     body bytea NOT NULL
 ) WITH (
@@ -293,16 +301,100 @@ LANGUAGE plpgsql AS $$
         RETURN greenconn.announce(rest, link);
     END
 $$;
+CREATE TABLE greenconn.lengths (
+    queue bigint NOT NULL,
+    backend integer NOT NULL,
+    messages bigint NOT NULL,
+    bytes bigint NOT NULL,
+    PRIMARY KEY (queue, backend)
+) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
+CREATE FUNCTION greenconn.add_length(number bigint, more bigint, size bigint) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO greenconn.lengths AS known VALUES (number, pg_backend_pid(), more, size)
+    ON CONFLICT (queue, backend) DO UPDATE
+        SET messages = known.messages + excluded.messages, bytes = known.bytes + excluded.bytes
+$$;
+CREATE FUNCTION greenconn.count_message() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'TRUNCATE' THEN
+            DELETE FROM greenconn.lengths WHERE backend = 0;
+        ELSIF TG_OP = 'DELETE' THEN
+            DELETE FROM greenconn.lengths WHERE queue = OLD.queue AND backend = 0;
+        ELSIF TG_OP = 'UPDATE' AND OLD.holder IS NULL AND OLD.due IS NULL THEN
+            PERFORM greenconn.add_length(NEW.queue, -1, -length(NEW.body));
+        ELSE
+            PERFORM greenconn.add_length(NEW.queue, 1, length(NEW.body));
+        END IF;
+        RETURN NULL;
+    END
+$$;
+CREATE TRIGGER count_stored AFTER INSERT ON greenconn.messages FOR EACH ROW
+    WHEN (NEW.is_counted AND NEW.holder IS NULL AND NEW.due IS NULL)
+    EXECUTE FUNCTION greenconn.count_message();
+CREATE TRIGGER count_changed AFTER UPDATE OF holder, due ON greenconn.messages FOR EACH ROW
+    WHEN (NEW.is_counted AND (OLD.holder IS NULL AND OLD.due IS NULL)
+        <> (NEW.holder IS NULL AND NEW.due IS NULL))
+    EXECUTE FUNCTION greenconn.count_message();
+CREATE TRIGGER count_deleted AFTER DELETE ON greenconn.messages FOR EACH ROW
+    WHEN (OLD.is_counted AND OLD.holder IS NULL AND OLD.due IS NULL)
+    EXECUTE FUNCTION greenconn.count_message();
+CREATE TRIGGER count_truncated AFTER TRUNCATE ON greenconn.messages
+    EXECUTE FUNCTION greenconn.count_message();
+CREATE FUNCTION greenconn.length_of(number bigint, OUT waiting bigint, OUT size bigint)
+LANGUAGE plpgsql AS $$
+    DECLARE
+        sessions bigint;
+        is_known boolean;
+        more bigint;
+        more_bytes bigint;
+    BEGIN
+        -- Others that store in this queue wait.
+        PERFORM 1 FROM greenconn.queues WHERE id = number FOR NO KEY UPDATE;
+        SELECT count(*), coalesce(bool_or(backend = 0), false), coalesce(sum(messages), 0),
+            coalesce(sum(bytes), 0)
+        INTO sessions, is_known, waiting, size FROM greenconn.lengths WHERE queue = number;
+        IF NOT is_known THEN
+            -- One statement, so that what others commit meanwhile is in both sums, or in none.
+            SELECT counted.messages, counted.bytes, counted.messages - coalesce(sum(l.messages), 0),
+                counted.bytes - coalesce(sum(l.bytes), 0)
+            INTO waiting, size, more, more_bytes
+            FROM (
+                SELECT count(*) AS messages, coalesce(sum(length(body)), 0) AS bytes
+                FROM greenconn.messages WHERE queue = number AND holder IS NULL AND due IS NULL
+            ) AS counted LEFT JOIN greenconn.lengths l ON l.queue = number
+            GROUP BY counted.messages, counted.bytes;
+            INSERT INTO greenconn.lengths VALUES (number, 0, more, more_bytes);
+        ELSIF sessions > 64 THEN
+            WITH ended AS (
+                DELETE FROM greenconn.lengths WHERE queue = number AND backend IN (
+                    SELECT backend FROM greenconn.lengths
+                    WHERE queue = number AND backend <> 0 FOR UPDATE SKIP LOCKED
+                ) RETURNING messages, bytes
+            )
+            SELECT coalesce(sum(messages), 0), coalesce(sum(bytes), 0) INTO more, more_bytes FROM ended;
+            UPDATE greenconn.lengths SET messages = messages + more, bytes = bytes + more_bytes
+            WHERE queue = number AND backend = 0;
+        END IF;
+    END
+$$;
+CREATE FUNCTION greenconn.has_room(number bigint, most bigint, most_bytes bigint, added bigint)
+RETURNS boolean LANGUAGE sql AS $$
+    SELECT (waiting < most) IS NOT FALSE AND (size + added <= most_bytes) IS NOT FALSE
+    FROM greenconn.length_of(number)
+$$;
 CREATE PROCEDURE greenconn.put(
     INOUT stored bigint, INOUT others bigint[], link text, target text, known bigint,
     urgency smallint, delay float8, lifetime float8, written text, content bytea
 ) LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO greenconn.messages (queue, priority, due, expires, envelope, body)
+        INSERT INTO greenconn.messages (queue, priority, due, expires, is_counted, envelope, body)
         SELECT id, urgency, now() + delay * interval '1 s', now() + lifetime * interval '1 s',
-            written, content
-        FROM greenconn.queues WHERE name = target AND NOT is_bounded
+            is_bounded, written, content
+        FROM greenconn.queues WHERE name = target
             AND (known IS NULL OR known = (SELECT version FROM greenconn.topology))
+            AND CASE WHEN is_bounded
+                THEN greenconn.has_room(id, max_length, max_length_bytes, length(content))
+                ELSE true END
         RETURNING queue INTO stored;
         COMMIT;
         others := greenconn.announce(ARRAY[stored], link);
@@ -351,6 +443,13 @@ DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.b
 """,
     "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
     "DROP PROCEDURE greenconn.consume; DROP PROCEDURE greenconn.put; "
+    "DROP FUNCTION greenconn.has_room; DROP FUNCTION greenconn.length_of; "
+    "DROP TRIGGER count_truncated ON greenconn.messages; "
+    "DROP TRIGGER count_deleted ON greenconn.messages; "
+    "DROP TRIGGER count_changed ON greenconn.messages; "
+    "DROP TRIGGER count_stored ON greenconn.messages; "
+    "DROP FUNCTION greenconn.count_message; DROP FUNCTION greenconn.add_length; "
+    "DROP TABLE greenconn.lengths; "
     "DROP FUNCTION greenconn.next_due; DROP FUNCTION greenconn.announce_rest; "
     "DROP FUNCTION greenconn.announce; DROP FUNCTION greenconn.notify",
 )

@@ -13,6 +13,9 @@ ones 8, as a number with a fraction; so ``at`` and ``claim`` have such values wh
 ``owners.has_lost``: 1 where another link has deleted a queue that this one consumes, until it has looked
 which.
 
+``lengths``: the messages that wait in a queue with a maximum length, and the bytes of their bodies; no
+row where they have yet to be counted.
+
 ``consumers.armed``: 1 where its link found nothing and waits to be notified.  It is set in the
 transaction that found nothing, so that a process that stores a message afterwards sees it.  2 where it
 was notified of a message, and has not claimed since: it will see what is stored meanwhile, too.
@@ -76,6 +79,11 @@ CREATE TABLE messages (
 CREATE INDEX messages_in_order ON messages (queue, state, priority DESC, id);
 CREATE INDEX messages_by_time ON messages (at) WHERE state != 0;
 CREATE INDEX messages_by_death ON messages (expires) WHERE expires IS NOT NULL;
+CREATE TABLE lengths (
+    queue INTEGER PRIMARY KEY,
+    messages INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+);
 CREATE TABLE exchanges (
     name TEXT PRIMARY KEY,
     type TEXT NOT NULL,
@@ -551,6 +559,7 @@ class Queues:
             [(each,) for each in consumers - {owner}],
         )
         db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
+        db.execute("DELETE FROM lengths WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
         Records(db).forget_queue(name)
@@ -576,6 +585,7 @@ class Queues:
         row = self.row(db, name)
         if row is None:
             return 0
+        db.execute("DELETE FROM lengths WHERE queue = ?", (row.id,))
         return db.execute("DELETE FROM messages WHERE queue = ? AND state != 1", (row.id,)).rowcount
 
     # -- consumers
