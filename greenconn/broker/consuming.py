@@ -1169,10 +1169,12 @@ class StoreConsuming:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:
-            NotFound: there is no such queue.
+            NotFound, ResourceLocked: it is not there, or not for this connection.
         """
         link = self._link
         link.catch_up()
+        if link.directory.declaration(queue).owner not in (None, link.owner):
+            link.directory.check(queue, Method.BASIC_GET)  # it may be another one by now
         while True:
             found = link.ask(
                 "getting a message",

@@ -759,6 +759,9 @@ def test_exclusive_queue_is_for_its_link(side: Side) -> None:
     assert caught.value.reply_code == 405
     assert_closed(side, other)
     side.send(side.channel(), "x", "", queue)
+    for method in ("basic_get", "queue_purge"):
+        with pytest.raises(ResourceLocked):
+            getattr(side.channel(), method)(queue)
     assert side.get(channel, queue).body == "x"
     channel.connection.close()
     with pytest.raises(NotFound):

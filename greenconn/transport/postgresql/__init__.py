@@ -17,8 +17,6 @@ the queues that they consume.
 
 from __future__ import annotations
 
-from msgspec import structs
-
 from greenconn.importing import needed
 
 needed("psycopg", "psycopg", "postgres")
@@ -687,22 +685,18 @@ class PostgresStore(Store):
         return firsts & self._active
 
     def _get(self, name: str) -> list[Claimed]:
-        session, queues = self.session, self._queues
-        row = queues.row(name)
-        if row is None:
+        session, queues, number = self.session, self._queues, self._register()
+        got = messages.get(session, queues, name, number)
+        if got.row is None:
             return []
-        queues.touch(row)
-        claimed = messages.claim(session, {row.id: 1}, self._register(), queues)
-        if not claimed:
+        queues.touch(got.row)
+        if got.is_due:
             # A program that only gets has no timer.
-            assert self._number is not None
-            ready = messages.release_due(session) | messages.release_expired(session, self._number)
+            ready = messages.release_due(session) | messages.release_expired(session, number)
             self._followed.add(announce(session, ready, self.owner))
-            if row.id not in ready:
-                return []
-            claimed = messages.claim(session, {row.id: 1}, self._number, queues)
-        waiting = messages.count_waiting(session, row.id)
-        return [structs.replace(each, waiting=waiting) for each in claimed]
+            if got.row.id in ready:
+                got = messages.get(session, queues, name, number)
+        return got.claimed
 
     def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
         if self._number is None:

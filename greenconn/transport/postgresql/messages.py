@@ -15,7 +15,7 @@ from contextlib import suppress
 from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from greenconn.broker.envelope import joined, mark_redelivered
 from greenconn.broker.port import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from greenconn.broker.link import StoreLink
     from greenconn.transport.postgresql import Channel, PostgresStore
     from greenconn.transport.postgresql.connection import Session
-    from greenconn.transport.postgresql.queues import Queues
+    from greenconn.transport.postgresql.queues import QueueRow, Queues
 
 
 #: Messages that are counted for ``basic_get``.
@@ -295,6 +295,32 @@ _CLAIM_ACTIVE: Final = _CLAIM_SOON.replace(
     "AND due IS NULL AND (w.queue <> ALL (%b::int8[]) OR %b = (SELECT owner FROM greenconn.consumers c "
     "WHERE c.queue = w.queue ORDER BY since, owner LIMIT 1))",
 )
+#: Claims one message of a queue by its name, tells how many others wait, and where none does, whether
+#: some have come by time.
+_GET: Final = """
+WITH target AS MATERIALIZED (
+    SELECT id, declaration FROM greenconn.queues WHERE name = %b
+), picked AS MATERIALIZED (
+    SELECT id FROM greenconn.messages
+    WHERE queue = (SELECT id FROM target) AND holder IS NULL AND due IS NULL
+    ORDER BY priority DESC, id LIMIT 1 FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE greenconn.messages SET holder = %b, deliveries = deliveries + 1
+    WHERE id = (SELECT id FROM picked)
+        AND (SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL
+    RETURNING id, queue, priority, deliveries - 1, redelivered,
+        expires IS NOT NULL AND expires <= now(), envelope, body
+)
+SELECT target.id, target.declaration, (
+    SELECT count(*) FROM (
+        SELECT 1 FROM greenconn.messages
+        WHERE queue = target.id AND holder IS NULL AND due IS NULL LIMIT %b
+    ) AS waiting
+), CASE WHEN taken.id IS NULL THEN greenconn.next_due() <= 0 OR EXISTS (
+    SELECT 1 FROM greenconn.links WHERE lease_until <= now() AND number <> %b
+) END, taken.*
+FROM target LEFT JOIN taken ON true
+"""
 _TAKE_DEAD: Final = """
 WITH picked AS MATERIALIZED (
     SELECT id FROM greenconn.messages
@@ -324,6 +350,33 @@ def claim(
     statement = _CLAIM_SOON if dead is None else _CLAIM
     values = (list(wanted), list(wanted.values()), holder)
     return _claimed(session.fetch(statement, values), holder, queues, dead)
+
+
+class Got(NamedTuple):
+    """The outcome of a claim of one message.
+
+    Attributes:
+        row: its queue; None: there is none.
+        claimed: the message, if one waited.
+        is_due: none did, and something has come by time.
+    """
+
+    row: QueueRow | None
+    claimed: list[Claimed]
+    is_due: bool
+
+
+def get(session: Session, queues: Queues, name: str, holder: int) -> Got:
+    """Claim one message of a queue, and count how many others wait, or some more than ``COUNTED``."""
+    found = session.fetch(_GET, (name, holder, COUNTED + 2, holder))
+    if not found:
+        return Got(None, [], False)
+    ((number, text, waiting, is_due, *message),) = found
+    row = queues.known(number, name, text)
+    if message[0] is None:
+        return Got(row, [], bool(is_due))
+    claimed = _claimed([tuple(message)], holder, queues)
+    return Got(row, [structs.replace(each, waiting=waiting - 1) for each in claimed], False)
 
 
 def claim_active(
@@ -385,16 +438,6 @@ def _claimed(
 
 def _order(row: tuple[Any, ...]) -> tuple[int, int]:
     return -row[2], row[0]
-
-
-def count_waiting(session: Session, number: int) -> int:
-    """Return the number of messages that wait in a queue, or some more than ``COUNTED``."""
-    ((count,),) = session.fetch(
-        "SELECT count(*) FROM (SELECT 1 FROM greenconn.messages WHERE queue = %b "
-        "AND holder IS NULL AND due IS NULL LIMIT %b) AS waiting",
-        (number, COUNTED + 1),
-    )
-    return int(count)
 
 
 # -- settling

@@ -255,7 +255,7 @@ class Queues:
             "SELECT id, name, declaration FROM greenconn.queues WHERE name = ANY (%b::text[])",
             (list(names),),
         )
-        return [self._row(*each) for each in found]
+        return [self.known(*each) for each in found]
 
     def of(self, numbers: Collection[int]) -> dict[int, QueueRow]:
         """Return those of some queues that exist, or did, by number."""
@@ -265,10 +265,11 @@ class Queues:
                 "SELECT id, name, declaration FROM greenconn.queues WHERE id = ANY (%b::int8[])",
                 (missing,),
             ):
-                self._row(*each)
+                self.known(*each)
         return {number: self._known[number] for number in numbers if number in self._known}
 
-    def _row(self, number: int, name: str, text: str) -> QueueRow:
+    def known(self, number: int, name: str, text: str) -> QueueRow:
+        """Return the queue of a number, of which *text* is the declaration."""
         known = self._known.get(number)
         if known is None:
             declared = Declaration.read(text.encode())
@@ -418,7 +419,7 @@ class Queues:
         ((number, text, accepted, due_in),) = self._session.fetch(
             _CONSUME, (name, self._owner, count, exclusive)
         )
-        row = None if number is None else self._row(number, name, text)
+        row = None if number is None else self.known(number, name, text)
         return Begun(row, accepted is not False, due_in)
 
     def leave(self, name: str) -> QueueRow | None:
