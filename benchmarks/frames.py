@@ -5,6 +5,7 @@ Only what the benchmarks need, so that they load no library into a process that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from struct import Struct, pack, unpack_from
 
 HEAD = Struct(">BHI")  # kind, channel, size of the payload
@@ -24,9 +25,15 @@ def long_text(value: bytes) -> bytes:
     return pack(">I", len(value)) + value
 
 
-def table(values: dict[str, int]) -> bytes:
-    """A table of numbers."""
-    return long_text(b"".join(text(name) + b"I" + pack(">i", n) for name, n in values.items()))
+def table(values: Mapping[str, str | int | None]) -> bytes:
+    """A table of texts, numbers and voids."""
+    return long_text(b"".join(text(name) + _item(value) for name, value in values.items()))
+
+
+def _item(value: str | int | None) -> bytes:
+    if value is None:
+        return b"V"
+    return b"S" + long_text(value.encode()) if isinstance(value, str) else b"I" + pack(">i", value)
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -54,16 +61,18 @@ class Properties:
     )
 
     @staticmethod
-    def encode(**values: str | int) -> bytes:
-        """The property block of *values*, and an empty table of headers, as kombu sends it."""
+    def encode(**values: str | int | bytes) -> bytes:
+        """The property block of *values*, and a table of headers, which kombu sends empty, too."""
+        values.setdefault("headers", b"\0\0\0\0")
         flags, block = 0, b""
         for name, bit in Properties.FIELDS:
-            if name == "headers":
-                flags |= 1 << bit
-                block += pack(">I", 0)
-            elif name in values:
-                flags |= 1 << bit
-                value = values[name]
+            value = values.get(name)
+            if value is None:
+                continue
+            flags |= 1 << bit
+            if isinstance(value, bytes):
+                block += value
+            else:
                 block += text(value) if isinstance(value, str) else bytes([value])
         return pack(">H", flags) + block
 

@@ -8,7 +8,7 @@ from itertools import count as numbers
 from typing import Any
 
 from benchmarks.company import Company
-from benchmarks.frames import BINARY, JSON, Properties, publish
+from benchmarks.frames import BINARY, JSON, Properties, publish, table
 from benchmarks.line import Address, Line
 
 #: 256 bytes as JSON.
@@ -17,6 +17,20 @@ BODY: dict[str, Any] = {
     "name": "benchmark",
     "tags": ["a", "b", "c"],
     "padding": "x" * 184,
+}
+#: As Celery gives each message, but for the nested ones.
+HEADERS: dict[str, str | int | None] = {
+    "lang": "py",
+    "task": "shop.tasks.send_mail",
+    "id": "0b5e6a5c-6f0e-4f0c-8d1a-5f7b6e0c9a11",
+    "root_id": "0b5e6a5c-6f0e-4f0c-8d1a-5f7b6e0c9a11",
+    **dict.fromkeys(("parent_id", "group", "group_index", "eta", "expires", "shadow")),
+    "retries": 0,
+    "argsrepr": "(4711, 'ada@example.org')",
+    "kwargsrepr": "{}",
+    "origin": "gen4711@web-1",
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
 }
 #: 1 MiB.
 LARGE = bytes(1 << 20)
@@ -69,6 +83,12 @@ class Stage(Company):
     def source(self, count: int = 0) -> str:
         """A queue with *count* messages of 256 bytes."""
         return self._filled(count, json.dumps(BODY).encode(), Properties.encode(**JSON))
+
+    def source_with_headers(self, count: int) -> str:
+        """A queue with *count* messages of 256 bytes and 16 headers."""
+        return self._filled(
+            count, json.dumps(BODY).encode(), Properties.encode(headers=table(HEADERS), **JSON)
+        )
 
     def large_source(self, count: int) -> str:
         """A queue with *count* messages of 1 MiB."""

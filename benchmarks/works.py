@@ -58,6 +58,7 @@ def cpu(title: str, budget: Budget | float | None, unit: str = "us") -> Figure:
 
 WORKS: dict[str, Work] = {
     "publish": Work(figures=(cpu("publish, one greenlet", 3.4),)),
+    "publish_headers": Work(figures=(cpu("publish with 16 headers", Budget(0.25, "kombu")),)),
     "confirmed": Work(
         figures=(
             Figure("p50", "confirmed publish, one at a time, p50 latency", "us", Budget(100)),
@@ -77,6 +78,9 @@ WORKS: dict[str, Work] = {
     ),
     "acquire": Work(figures=(cpu("acquire and release a connection of a pool", 0.7),)),
     "consume": Work(figures=(cpu("consume, prefetch 100, ack each", 5.8),)),
+    "consume_headers": Work(
+        figures=(cpu("the same with 16 headers, which the program reads", Budget(0.25, "kombu")),)
+    ),
     "consume_no_ack": Work(figures=(cpu("consume, no ack", 7.0),)),
     "spawned": Work(figures=(cpu("``spawn_consumer``, concurrency 100", 12.0),)),
     "typed": Work(

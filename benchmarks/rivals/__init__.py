@@ -39,6 +39,8 @@ _NO_WORKERS = "calls one handler at a time"
 _NO_POOL = "has no pool"
 _ONE_CALLER = "one caller at a time"
 _NO_TYPES = "decodes to no types"
+#: Works that are measured with kombu's API only.
+_KOMBU = dict.fromkeys(("publish_headers", "consume_headers"), "")
 
 
 def _all_but(*works: str) -> dict[str, str]:
@@ -66,6 +68,7 @@ RIVALS = {
         module="benchmarks.rivals.pika_works",
         distribution="pika",
         cannot={
+            **_KOMBU,
             "confirmed_shared": _ONE_CALLER,
             "publish_pool": _NO_POOL,
             "acquire": _NO_POOL,
@@ -79,6 +82,7 @@ RIVALS = {
         module="benchmarks.rivals.amqpstorm_works",
         distribution="AMQPStorm",
         cannot={
+            **_KOMBU,
             "publish_pool": _NO_POOL,
             "acquire": _NO_POOL,
             "spawned": _NO_WORKERS,
@@ -92,6 +96,7 @@ RIVALS = {
         module="benchmarks.rivals.aio_pika_works",
         distribution="aio-pika",
         cannot={
+            **_KOMBU,
             "spawned": "its handlers always run at once: see prefetch 100",
             "typed": _NO_TYPES,
         },
@@ -99,7 +104,7 @@ RIVALS = {
     "raw": Rival(
         title="raw loop",
         module="benchmarks.rivals.raw_works",
-        cannot={"acquire": _NO_POOL, "spawned": "has no handlers", "typed": _NO_TYPES},
+        cannot={**_KOMBU, "acquire": _NO_POOL, "spawned": "has no handlers", "typed": _NO_TYPES},
     ),
     "rabbitmq-c": Rival(
         title="rabbitmq-c (C)",

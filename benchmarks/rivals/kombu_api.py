@@ -15,7 +15,7 @@ from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
 from benchmarks.rivals.load import Calls, under_load
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
-from benchmarks.stage import BODY, LARGE, Stage
+from benchmarks.stage import BODY, HEADERS, LARGE, Stage
 
 
 class KombuApi:
@@ -38,12 +38,19 @@ class KombuApi:
 
     def publish(self, count: int) -> Figures:
         """One greenlet; the clock stops when the broker has all."""
+        return self._publish(count)
+
+    def publish_headers(self, count: int) -> Figures:
+        """The same with headers."""
+        return self._publish(count, headers=HEADERS)
+
+    def _publish(self, count: int, **options: Any) -> Figures:
         sink = self.stage.sink()
         with self.api.Connection(self.url) as connection:
             producer = connection.Producer()
             with Clock() as clock:
                 for _ in range(count):
-                    producer.publish(BODY, routing_key=sink)
+                    producer.publish(BODY, routing_key=sink, **options)
                 connection.default_channel.queue_declare(self.stage.mark, passive=True)
         return clock.per(count)
 
@@ -153,6 +160,16 @@ class KombuApi:
         """Prefetch 100, each message acknowledged."""
         source = self.stage.source(count)
         return self._consume(count, source, lambda m: m.ack(), prefetch_count=PREFETCH)
+
+    def consume_headers(self, count: int) -> Figures:
+        """The same with headers, of which two are read."""
+
+        def settle(message: Any) -> None:
+            assert message.headers["task"], message.headers["id"]
+            message.ack()
+
+        source = self.stage.source_with_headers(count)
+        return self._consume(count, source, settle, prefetch_count=PREFETCH)
 
     def consume_no_ack(self, count: int) -> Figures:
         """No acknowledgements."""

@@ -408,31 +408,34 @@ def pack_properties(
     Raises:
         ValueError: a value does not fit its field; names the field.
     """
-    if headers:
-        early = (content_type, content_encoding, headers, (properties or {}).get("delivery_mode"))
-        return _pack((*early, priority), properties)
     mode = properties.get("delivery_mode") if properties else None
     key = (content_type, content_encoding, headers is None, mode, priority)
     block = _packed.get(key)
     if block is None:
-        block = _pack((content_type, content_encoding, headers, mode, priority), None)
+        block = _pack((content_type, content_encoding, headers and {}, mode, priority))
         if len(_packed) >= _KEPT:
             _packed.clear()
         _packed[key] = block
+    if headers:  # in the place of the empty table
+        at = 2
+        for early in (content_type, content_encoding):
+            if early is not None:
+                at += 1 + block[at]
+        block = block[:at] + _field("application_headers", "t", headers) + block[at + 4 :]
     if not properties or (mode is not None and len(properties) == 1):
         return block
     return _append(block[0] << 8 | block[1], [b"", block[2:]], properties)
 
 
-def _pack(early: tuple[Any, ...], properties: Mapping[str, Any] | None) -> bytes:
-    """Return a whole block; *early* are the values of the first fields."""
+def _pack(values: tuple[Any, ...]) -> bytes:
+    """Return a block of the first fields."""
     flags = 0
-    parts = [b""]
-    for (name, bit, kind), value in zip(_EARLY, early, strict=True):
+    parts = []
+    for (name, bit, kind), value in zip(_EARLY, values, strict=True):
         if value is not None:
             flags |= bit
             parts.append(_field(name, kind, value))
-    return _append(flags, parts, properties or {})
+    return _flags.pack(flags) + b"".join(parts)
 
 
 def _append(flags: int, parts: list[bytes], properties: Mapping[str, Any]) -> bytes:
