@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -487,7 +488,8 @@ CONNECTION_QUERY: Final[Mapping[str, Any]] = {
 }
 
 
-def query_types(cls: type[Record]) -> dict[str, Any]:
+@cache  # it takes half a millisecond
+def query_types(cls: type[Record]) -> Mapping[str, Any]:
     """Return the options of a class that can be given as text in a URL, with their types."""
     hints = get_type_hints(cls)
     return {name: hints[name] for name in cls.fields if _kinds(hints[name])}

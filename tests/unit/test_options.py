@@ -168,6 +168,13 @@ def test_from_transport_options() -> None:
     assert from_transport_options(MemoryOptions, {}) == (MemoryOptions(), ())
 
 
+def test_types_of_options_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection with options in its URL took a hundred times as long as one without."""
+    query_types(AmqpOptions)
+    monkeypatch.setattr("greenconn.options.get_type_hints", pytest.fail)
+    query_types(AmqpOptions)
+
+
 def test_query_types() -> None:
     known = query_types(AmqpOptions)
     assert known["confirm_timeout"] == (float | None)
