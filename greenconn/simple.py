@@ -4,6 +4,9 @@ Deliveries come straight to the simple queue, not by way of ``drain_events``: wh
 get from several simple queues of one connection, none takes a message out of another's reach.  Who
 waits in ``get`` drains the connection beside that, so that callbacks of other consumers run meanwhile
 as they do with kombu.
+
+Who gets one message and closes the queue would have many others delivered and requeued.  So the first
+one is asked for by itself, and consuming begins when that finds none, or with the second.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.checks import Seconds
 from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import ConnectionError
 from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import forget_at_fork, yield_to_hub
 from greenconn.green.slot import SingleFlight
 from greenconn.messaging import Consumer, Producer
 from greenconn.messaging.consumer import ConsumerInbox
 from greenconn.session.session import Session
-from greenconn.transport.base import Link
+from greenconn.transport.base import Link, is_open
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,6 +69,10 @@ class SimpleBase:
         self.buffer: deque[Any] = deque()
         self._flight = SingleFlight("simple-queue")
         self._arrivals: ConsumerInbox | None = None
+        #: None was asked for yet.
+        self._is_first = True
+        #: The message that was asked for is still wanted.
+        self._is_asking = False
         forget_at_fork(self)
         self.consumer.register_callback(self._receive)
         if isinstance(consumer, Consumer) and isinstance(self.channel.connection, Link):
@@ -152,6 +160,7 @@ class SimpleBase:
 
     def close(self) -> None:
         """End consuming; what was delivered and not taken goes back to the queue.  May switch."""
+        self._is_asking = False
         try:
             self.consumer.cancel()
         finally:
@@ -165,6 +174,7 @@ class SimpleBase:
     def forget(self) -> None:
         """After a fork, in the child: begin anew.  Never switches."""
         self.buffer = deque()
+        self._is_asking = False
         self._flight.forget()
         if self._arrivals is not None:
             self._arrivals.forget()
@@ -208,9 +218,46 @@ class SimpleBase:
             self.channel.connection.client.drain_events(timeout=deadline.left())
             return _nothing
         arrivals.check()
+        is_first, self._is_first = self._is_first, False
+        if is_first and self._may_ask():
+            self._is_asking = True
+            self._flight.run("ask", partial(self._ask, arrivals), deadline)
+            if len(arrivals.inbox):
+                return arrivals.hand_over_next
         self._consume(deadline)
         # Nothing switches from here until both lines are joined, or a loss could pass unheard.
         return arrivals.next_event(self.consumer._channel.connection, deadline)
+
+    def _may_ask(self) -> bool:
+        """Return whether one message may be asked for without consuming.
+
+        What needs no ack would be lost with the reply.  Of a queue with a single active consumer, others
+        may take nothing, a stream is only consumed, and consuming waits for a broker that is away.
+        """
+        consumer = self.consumer
+        if self.no_ack or consumer._subscriptions.placed:
+            return False
+        if consumer._channel is None or not is_open(consumer._channel):
+            return False
+        queue = self.queue
+        arguments = queue.queue_arguments or {}
+        return not (
+            queue.no_declare
+            or arguments.get("x-single-active-consumer")
+            or arguments.get("x-queue-type") == "stream"
+        )
+
+    def _ask(self, arrivals: ConsumerInbox) -> None:
+        """Have the oldest message delivered, if one waits.  May switch."""
+        try:
+            channel = self.consumer._channel
+            message = channel.basic_get(self.queue._name_on(channel))
+        except (ConnectionError, OSError):
+            return  # consuming waits for the next one
+        if message is not None and self._is_asking:
+            arrivals.deliver(message)
+        elif message is not None:
+            message.put_back()
 
     def _receive(self, message_data: Any, message: Message) -> None:
         self.buffer.append(message)

@@ -604,7 +604,10 @@ class Consumer:
     ) -> Observation[DeliverEvent]:
         """Notify the listeners that *message* is about to be handled.  Never switches."""
         tag = message.delivery_info.get("consumer_tag")
-        queue = next((name for name, each in self._active_tags.items() if each == tag), "")
+        if tag is None:  # a simple queue has asked for it
+            queue = self.queues[0].name
+        else:
+            queue = next((name for name, each in self._active_tags.items() if each == tag), "")
         handler = self.on_message or next(iter(self.callbacks or ()), self.receive)
         # Of what comes by a sink the program takes the messages by itself.
         name = name_of(handler) if self.sink is None else None

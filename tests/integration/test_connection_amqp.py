@@ -88,9 +88,9 @@ def test_what_a_simple_queue_loses_with_its_channel_is_counted_no_more(
 ) -> None:
     with Connection(amqp_url) as connection:
         simple = connection.SimpleQueue(unique, queue_opts={"expires": 300})
-        for number in range(3):
+        for number in range(4):
             simple.put(number)
-        assert simple.get(timeout=CAME).payload == 0
+        assert [simple.get(timeout=CAME).payload for _ in range(2)] == [0, 1]
         budget = connection.session.life.link.budget
         until(lambda: budget.held > 2 * DELIVERY_OVERHEAD)  # it has no prefetch
         channel = simple.channel

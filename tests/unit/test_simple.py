@@ -21,6 +21,7 @@ from greenconn.exceptions import (
 from greenconn.messaging import Consumer, Producer
 from greenconn.simple import SimpleBase, SimpleBuffer, SimpleQueue
 from greenconn.transport import memory
+from tests.fix_wires import until
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
 
 
@@ -94,6 +95,94 @@ def test_short_timeouts_get_there_too(client: FakeClient) -> None:
 
 
 # Getting
+
+
+def test_who_gets_one_message_has_no_other_one_delivered(connection: Connection) -> None:
+    with SimpleQueue(connection, "q") as simple:
+        for number in range(3):
+            simple.put(number)
+        channel = simple.channel
+        message = simple.get(timeout=5)
+        assert (message.payload, message.delivery_info["redelivered"]) == (0, False)
+        assert (simple.qsize(), channel.queue_declare("q", passive=True).consumer_count) == (2, 0)
+        assert simple.get(timeout=5).payload == 1  # consumes
+        assert channel.queue_declare("q", passive=True).consumer_count == 1
+
+
+@pytest.mark.parametrize("arguments", [{"x-single-active-consumer": True}, None])
+def test_what_may_only_be_consumed_is_not_asked_for(
+    connection: Connection, arguments: dict[str, Any] | None
+) -> None:
+    queue = Queue("q", queue_arguments=arguments)
+    queue(connection.default_channel).declare()
+    connection.Producer().publish("x", routing_key="q")
+    given = queue if arguments else Queue("q", no_declare=True)  # with any arguments
+    with SimpleQueue(connection, given) as simple:
+        assert simple.get(timeout=5).payload == "x"
+        assert simple.channel.queue_declare("q", passive=True).consumer_count == 1
+
+
+class SlowReply:
+    """A ``basic_get`` whose reply comes when it is told to."""
+
+    def __init__(self, channel: Any, error: Exception | None = None) -> None:
+        self.may_come, self.has_begun, self.has_come = Event(), Event(), Event()
+        self._get, self._error = channel.basic_get, error
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.has_begun.set()
+        assert self.may_come.wait(5)
+        self.has_come.set()
+        if self._error is not None:
+            raise self._error
+        return self._get(*arguments)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_message_whose_getter_left_is_the_next_ones(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    with SimpleQueue(connection, "q") as simple:
+        for number in range(2):
+            simple.put(number)
+        reply = SlowReply(simple.channel)
+        monkeypatch.setattr(simple.channel, "basic_get", reply)
+        getting = gevent.spawn(simple.get, timeout=5 if is_killed else 0.01)
+        assert reply.has_begun.wait(5)
+        if is_killed:
+            getting.kill()
+        else:
+            with pytest.raises(simple.Empty):
+                getting.get(timeout=5)
+        reply.may_come.set()
+        assert {simple.get(timeout=5).payload for _ in range(2)} == {0, 1}
+        assert_empty(simple)
+
+
+def test_a_message_that_comes_behind_the_end_goes_back(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simple = SimpleQueue(connection, "q")
+    simple.put("x")
+    reply = SlowReply(simple.channel)
+    monkeypatch.setattr(simple.channel, "basic_get", reply)
+    assert_empty(simple)
+    simple.close()
+    reply.may_come.set()
+    until(lambda: simple.qsize() == 1)
+    assert simple.get(timeout=5).payload == "x"
+
+
+def test_what_is_asked_for_over_a_lost_connection_is_consumed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SimpleQueue(connection, "q") as simple:
+        simple.put("x")
+        reply = SlowReply(simple.channel, RecoverableConnectionError("lost"))
+        reply.may_come.set()
+        monkeypatch.setattr(simple.channel, "basic_get", reply)
+        assert simple.get(timeout=5).payload == "x"
+        assert reply.has_come.is_set()
 
 
 def test_get_without_waiting(connection: Connection) -> None:
