@@ -255,7 +255,7 @@ class SimpleBase:
         except (ConnectionError, OSError):
             return  # consuming waits for the next one
         if message is not None and self._is_asking:
-            arrivals.deliver(message)
+            arrivals.deliver_asked(message)
         elif message is not None:
             message.put_back()
 

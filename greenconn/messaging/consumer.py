@@ -907,11 +907,18 @@ class ConsumerInbox:
         self.taken: Callable[[Any], None] | None = None
         #: Why no more will come, until it was raised.
         self.over: BaseException | None = None
+        #: A message that came by a ``basic.get``: the consumer has not counted it.
+        self._asked: Message | None = None
         self._consumer = consumer
         self._no_ack = no_ack
 
     def deliver(self, message: Message) -> None:
         # In the reader: nothing here may switch.
+        self.inbox.put(message)
+
+    def deliver_asked(self, message: Message) -> None:
+        """Take one message that was asked for, and came without a consumer.  Never switches."""
+        self._asked = message
         self.inbox.put(message)
 
     def cancelled(self, exc: BaseException) -> None:
@@ -986,5 +993,7 @@ class ConsumerInbox:
         self._consumer._receive_callback(message)
 
     def _took(self, message: Message) -> None:
-        if self.taken is not None:
+        if message is self._asked:
+            self._asked = None
+        elif self.taken is not None:
             self.taken(message)

@@ -130,12 +130,13 @@ class SlowReply:
         self._get, self._error = channel.basic_get, error
 
     def __call__(self, *arguments: Any) -> Any:
+        message = None if self._error is not None else self._get(*arguments)
         self.has_begun.set()
         assert self.may_come.wait(5)
         self.has_come.set()
         if self._error is not None:
             raise self._error
-        return self._get(*arguments)
+        return message
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
@@ -154,8 +155,15 @@ def test_a_message_whose_getter_left_is_the_next_ones(
         else:
             with pytest.raises(simple.Empty):
                 getting.get(timeout=5)
+        other = gevent.spawn(simple.get, timeout=5)  # consumes
+        until(lambda: bool(simple.consumer._subscriptions.placed))
+        counted: list[Any] = []
+        arrivals = simple.consumer.sink
+        monkeypatch.setattr(arrivals, "taken", counted.append)
         reply.may_come.set()
-        assert {simple.get(timeout=5).payload for _ in range(2)} == {0, 1}
+        got = [other.get(timeout=5), simple.get(timeout=5)]
+        assert {each.payload for each in got} == {0, 1}
+        assert 0 not in [each.payload for each in counted]  # it came without a consumer
         assert_empty(simple)
 
 
