@@ -543,6 +543,25 @@ def test_messages_that_are_deleted_by_hand_make_room(
             postgresql.execute(statement.format(f'"{unique}"'))
 
 
+def test_what_counts_waits_for_what_deletes(
+    postgresql_url: str, postgresql: Database, unique: str
+) -> None:
+    delete = f'DELETE FROM "{unique}".messages WHERE id = (SELECT min(id) FROM "{unique}".messages)'
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with Connection(postgresql_url) as connection:
+        Queue("q", max_length=9)(connection.default_channel).declare()
+        for body in ("one", "two"):
+            greenconn.publish("q", body, connection=connection)
+        postgresql.execute(delete)  # so the next one counts
+        with postgresql.transaction():
+            postgresql.execute(delete)
+            publishing = gevent.spawn(greenconn.publish, "q", "three", connection=connection)
+            until(lambda: publishing.ready() or postgresql.execute(waits).fetchone() != (0,), SOON)
+            assert not publishing.ready()
+        publishing.get(timeout=SOON)
+        assert lengths(postgresql, unique) == (1, 5, 1, 5)
+
+
 def test_statements_make_the_schema(
     postgresql_url: str, postgresql: Database, role: str, unique: str
 ) -> None:

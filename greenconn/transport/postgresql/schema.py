@@ -9,7 +9,7 @@ is.  A message with ``due`` is delayed: when that time has come, a consumer sets
 be claimed is in one partial index, and nothing else is.
 
 ``lengths``: the messages that wait in a queue with a maximum length, and the bytes of their bodies: what
-was counted (``backend`` 0; no row where that is to be done again), and what each session of the server
+was counted (``backend`` 0; NULL where that is to be done again), and what each session of the server
 has added since, or taken away.  (One row for all would have claims wait for publishers, and for one
 another.)
 
@@ -304,8 +304,8 @@ $$;
 CREATE TABLE greenconn.lengths (
     queue bigint NOT NULL,
     backend integer NOT NULL,
-    messages bigint NOT NULL,
-    bytes bigint NOT NULL,
+    messages bigint,
+    bytes bigint,
     PRIMARY KEY (queue, backend)
 ) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
 CREATE FUNCTION greenconn.add_length(number bigint, more bigint, size bigint) RETURNS void
@@ -317,9 +317,12 @@ $$;
 CREATE FUNCTION greenconn.count_message() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'TRUNCATE' THEN
-            DELETE FROM greenconn.lengths WHERE backend = 0;
+            UPDATE greenconn.lengths SET messages = NULL WHERE backend = 0;
         ELSIF TG_OP = 'DELETE' THEN
-            DELETE FROM greenconn.lengths WHERE queue = OLD.queue AND backend = 0;
+            -- Who counts holds it until that is committed; one version, however many are deleted.
+            PERFORM 1 FROM greenconn.lengths WHERE queue = OLD.queue AND backend = 0 FOR UPDATE;
+            UPDATE greenconn.lengths SET messages = NULL
+            WHERE queue = OLD.queue AND backend = 0 AND messages IS NOT NULL;
         ELSIF TG_OP = 'UPDATE' AND OLD.holder IS NULL AND OLD.due IS NULL THEN
             PERFORM greenconn.add_length(NEW.queue, -1, -length(NEW.body));
         ELSE
@@ -344,26 +347,28 @@ CREATE FUNCTION greenconn.length_of(number bigint, OUT waiting bigint, OUT size 
 LANGUAGE plpgsql AS $$
     DECLARE
         sessions bigint;
-        is_known boolean;
+        counted record;
         more bigint;
         more_bytes bigint;
     BEGIN
-        -- Others that store in this queue wait.
+        -- Others that store in this queue wait, and this for those that delete: see count_message.
         PERFORM 1 FROM greenconn.queues WHERE id = number FOR NO KEY UPDATE;
-        SELECT count(*), coalesce(bool_or(backend = 0), false), coalesce(sum(messages), 0),
-            coalesce(sum(bytes), 0)
-        INTO sessions, is_known, waiting, size FROM greenconn.lengths WHERE queue = number;
-        IF NOT is_known THEN
+        SELECT messages INTO counted FROM greenconn.lengths
+        WHERE queue = number AND backend = 0 FOR UPDATE;
+        SELECT count(*), coalesce(sum(messages), 0), coalesce(sum(bytes), 0)
+        INTO sessions, waiting, size FROM greenconn.lengths WHERE queue = number;
+        IF counted.messages IS NULL THEN
             -- One statement, so that what others commit meanwhile is in both sums, or in none.
-            SELECT counted.messages, counted.bytes, counted.messages - coalesce(sum(l.messages), 0),
-                counted.bytes - coalesce(sum(l.bytes), 0)
+            SELECT now.messages, now.bytes, now.messages - coalesce(sum(l.messages), 0),
+                now.bytes - coalesce(sum(l.bytes), 0)
             INTO waiting, size, more, more_bytes
             FROM (
                 SELECT count(*) AS messages, coalesce(sum(length(body)), 0) AS bytes
                 FROM greenconn.messages WHERE queue = number AND holder IS NULL AND due IS NULL
-            ) AS counted LEFT JOIN greenconn.lengths l ON l.queue = number
-            GROUP BY counted.messages, counted.bytes;
-            INSERT INTO greenconn.lengths VALUES (number, 0, more, more_bytes);
+            ) AS now LEFT JOIN greenconn.lengths l ON l.queue = number AND l.backend <> 0
+            GROUP BY now.messages, now.bytes;
+            INSERT INTO greenconn.lengths VALUES (number, 0, more, more_bytes)
+            ON CONFLICT (queue, backend) DO UPDATE SET messages = more, bytes = more_bytes;
         ELSIF sessions > 64 THEN
             WITH ended AS (
                 DELETE FROM greenconn.lengths WHERE queue = number AND backend IN (
