@@ -449,11 +449,7 @@ DROP TABLE greenconn.consumers, greenconn.links, greenconn.topology, greenconn.b
     "DROP FUNCTION greenconn.limits(jsonb); DROP TABLE greenconn.facts",
     "DROP PROCEDURE greenconn.consume; DROP PROCEDURE greenconn.put; "
     "DROP FUNCTION greenconn.has_room; DROP FUNCTION greenconn.length_of; "
-    "DROP TRIGGER count_truncated ON greenconn.messages; "
-    "DROP TRIGGER count_deleted ON greenconn.messages; "
-    "DROP TRIGGER count_changed ON greenconn.messages; "
-    "DROP TRIGGER count_stored ON greenconn.messages; "
-    "DROP FUNCTION greenconn.count_message; DROP FUNCTION greenconn.add_length; "
+    "DROP FUNCTION greenconn.count_message CASCADE; DROP FUNCTION greenconn.add_length; "
     "DROP TABLE greenconn.lengths; "
     "DROP FUNCTION greenconn.next_due; DROP FUNCTION greenconn.announce_rest; "
     "DROP FUNCTION greenconn.announce; DROP FUNCTION greenconn.notify",

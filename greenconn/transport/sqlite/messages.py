@@ -233,13 +233,15 @@ class _Storing:
         )
 
 
-def _note_length(db: sqlite3.Connection, queue: QueueRow, messages: int, size: int) -> None:
-    """Note that more messages wait in a queue, or fewer, and so many bytes of bodies."""
-    if queue.policy.is_bounded:
-        db.execute(
-            "UPDATE lengths SET messages = messages + ?, bytes = bytes + ? WHERE queue = ?",
-            (messages, size, queue.id),
-        )
+def _note_length(db: sqlite3.Connection, queue: int, messages: int, size: int) -> None:
+    """Note that more messages wait in a queue, or fewer, and so many bytes of bodies.
+
+    One that is not bounded has no row.
+    """
+    db.execute(
+        "UPDATE lengths SET messages = messages + ?, bytes = bytes + ? WHERE queue = ?",
+        (messages, size, queue),
+    )
 
 
 def put(
@@ -372,7 +374,8 @@ def _take(
 ) -> list[Claimed]:
     rows = db.execute(_TAKE, (queue.id, most)).fetchall()
     _hold(db, [row[0] for row in rows], how)
-    _note_length(db, queue, -len(rows), -sum(len(body) for _, _, body, _ in rows))
+    if queue.policy.is_bounded:
+        _note_length(db, queue.id, -len(rows), -sum(len(body) for _, _, body, _ in rows))
     return [
         Claimed(queue.name, text, Handle(id, how.number), deliveries, body, dead)
         for id, text, body, deliveries in rows
@@ -434,7 +437,7 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
     ).fetchall()
     _hold(db, [row[0] for row in rows], how)
     for _, queue, _, body, _ in rows:
-        _note_length(db, queues.of(db, queue), -1, -len(body))
+        _note_length(db, queue, -1, -len(body))
     return [
         Claimed(
             queues.of(db, queue).name,
@@ -496,7 +499,7 @@ def settle(
         ).rowcount
     pipes, next_at = stored.pipes, stored.next_at
     if back:
-        returned, again_at = _requeue(db, queues, back)
+        returned, again_at = _requeue(db, back)
         next_at = earliest(next_at, again_at)
         _add(pipes, wake_all(db, returned, claim.owner))
     return PutResult([], pipes, stored.dead, next_at, stored.others, late, refused)
@@ -511,7 +514,7 @@ class _Return(NamedTuple):
 
 
 def _requeue(
-    db: sqlite3.Connection, queues: Queues, back: Mapping[_Return, Sequence[Handle]]
+    db: sqlite3.Connection, back: Mapping[_Return, Sequence[Handle]]
 ) -> tuple[set[int], float | None]:
     """Let others have messages; the queues of those, and when the first may be delivered."""
     now = time()
@@ -530,7 +533,7 @@ def _requeue(
             for queue, count, size in found.fetchall():
                 returned.add(queue)
                 if at is None:
-                    _note_length(db, queues.of(db, queue), count, size)
+                    _note_length(db, queue, count, size)
             if is_unhandled:
                 _mark_redelivered(db, where, (number, *values))
             db.execute(
