@@ -489,16 +489,20 @@ def simple_queue() -> None:
     def filled(inbox: Inbox[Any]) -> bool:
         return len(inbox) == 3
 
-    for is_early in (True, False):
+    for state in ("asks", "begins to consume", "consumes"):
         simple = SimpleQueue(connection, f"{name}-s", queue_opts={"expires": 300})
+        bodies: list[Any] = []
+        if state != "asks":
+            simple.put("asked")
+            simple.get(timeout=SOON).ack()  # it consumes from the second on
+            bodies = [0, 1, 2]
         simple.put("taken")
-        for number in range(3):
+        for number in bodies:
             simple.put(number)
-        if is_early:
-            getting = gevent.spawn(simple.get, timeout=SOON)
-            gevent.sleep(0)  # now it waits for the broker to confirm the consumer
+        getting = gevent.spawn(simple.get, timeout=SOON)
+        if state != "consumes":
+            gevent.sleep(0)  # now it waits for the broker's reply
         else:
-            getting = gevent.spawn(simple.get, timeout=SOON)
             getting.join(SOON)
             arrivals = simple._arrivals
             assert arrivals is not None
@@ -528,12 +532,11 @@ def simple_queue() -> None:
         message = getting.get(timeout=SOON)
         assert message.payload == "taken"
         message.ack()
-        bodies = []
-        for _ in range(5):
+        for expected in (*bodies, "child", "child"):
             message = simple.get(timeout=SOON)
-            bodies.append(message.decode() if is_early else message.payload)
+            body = message.payload if state == "consumes" else message.decode()
+            assert body == expected, (state, body, expected)
             message.ack()
-        assert bodies == [0, 1, 2, "child", "child"], bodies
         simple.close()
         assert simple.qsize() == 0
     simple.queue.delete()

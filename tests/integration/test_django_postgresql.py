@@ -139,7 +139,7 @@ def test_another_broker_needs_no_tables(project: Project) -> None:
 @pytest.mark.full
 def test_the_statements_can_be_read(project: Project) -> None:
     text = project.manage("sqlmigrate", "greenconn", "0001")
-    assert text.count('CREATE TABLE "the broker".') == 8
+    assert text.count('CREATE TABLE "the broker".') == 9
     project.database.execute(text)
     project.publish()
     project.database.execute(project.manage("sqlmigrate", "--backwards", "greenconn", "0001"))

@@ -234,15 +234,19 @@ def test_the_first_call_is_made_again_when_its_process_is_killed(calls: Calls) -
 
 
 @pytest.mark.programs
-@pytest.mark.parametrize("period", [2.0])  # seldom stopped between the question and the call
+@pytest.mark.parametrize("period", [2.0])
 @pytest.mark.parametrize("kind", [each for each in EACH if each.id != "beanstalk"])
 @pytest.mark.full
 def test_a_leader_that_was_stopped_does_not_call_when_it_goes_on(
     request: pytest.FixtureRequest, calls: Calls, kind: str
 ) -> None:
     # A server of beanstalk takes a process for living as long as its connection is there.
-    leader = calls.wait_calls(2)
-    calls.processes[leader].suspend(request.getfixturevalue(KINDS[kind][0]))
+    while True:
+        leader = calls.wait_calls(2)
+        calls.processes[leader].suspend(request.getfixturevalue(KINDS[kind][0]))
+        if time.time() < max(due for _, due in calls.made if due) + 1.0:
+            break  # it was not between the question of the next call and that call
+        os.kill(leader, signal.SIGCONT)  # this machine is slow
     calls.wait_calls(2, without=leader)
     made = len(calls.made)
     by_others = {due for pid, due in calls.made if pid != leader}
