@@ -677,15 +677,14 @@ class Feed(ABC, Generic[M]):
                 return
 
 
-F = TypeVar("F", bound=Feed[Any])
-
-
-class DueFeeds(Generic[F]):
+class DueFeeds:
     """The feeds whose claims are due, the next in front.  Nothing here switches.
 
-    No queue starves: a feed that was asked for goes behind the others, and what a claim may take goes to
-    those in front first.  A limit of a whole channel is divided among the queues that its consumers wait
-    for; where it is less than one each, those that were left out come first when there is room again.
+    No queue starves: a feed that was asked for goes behind the others.  What a claim may take is divided
+    among them, since many may have one message each, after a fan-out.  A queue that filled its share has
+    twice as much of the next claim: a few large shares take fewer statements than many small ones.  A
+    limit of a whole channel is divided among the queues that its consumers wait for; where it is less
+    than one each, those that were left out come first when there is room again.
 
     Attributes:
         feeds: those that are due.
@@ -693,27 +692,30 @@ class DueFeeds(Generic[F]):
     """
 
     def __init__(self) -> None:
-        self.feeds: dict[F, None] = {}
+        self.feeds: dict[StoreFeed, None] = {}
         self.is_left_out = False
 
-    def add(self, feed: F) -> None:
+    def add(self, feed: StoreFeed) -> None:
         """Put a feed behind the others, unless it is in."""
         self.feeds[feed] = None
 
-    def begin(self, most: int, *, together: bool) -> list[tuple[F, int]]:
+    def begin(self, most: int, *, together: bool) -> list[tuple[StoreFeed, int]]:
         """Reserve room for claims; return the feeds that have some, and for how many messages.
 
         Arguments:
             most: messages that one claim may take.
             together: all are one claim; what it has no place for stays due.
         """
-        begun: list[tuple[F, int]] = []
+        begun: list[tuple[StoreFeed, int]] = []
         self.is_left_out = False
         others = len(self.feeds)
         for feed in list(self.feeds):
             del self.feeds[feed]
             others -= 1
-            count = feed.begin(most, others)
+            share = most
+            if together and others:
+                share = min(most, max(-(-most // (others + 1)), feed.expected))
+            count = feed.begin(share, others)
             if not count:
                 self.is_left_out = True
                 continue  # it comes back when there is room
@@ -766,6 +768,9 @@ class Subscriptions(Protocol):
         Raises:
             NotFound: there is no such queue.
         """
+
+
+F = TypeVar("F", bound=Feed[Any])
 
 
 class Consuming(Protocol[F]):
@@ -949,12 +954,16 @@ class StoreFeed(Feed[Claimed]):
 
     Arguments:
         claimer: asks for its queue.
+
+    Attributes:
+        expected: messages for which the next claim has room, however many queues are due.
     """
 
-    __slots__ = ("_claimer", "_link", "delivery")
+    __slots__ = ("_claimer", "_link", "delivery", "expected")
 
     def __init__(self, queue: str, link: StoreLink, claimer: Claimer) -> None:
         super().__init__(queue)
+        self.expected = 0
         self._link = link
         self._claimer = claimer
         self.delivery = link.delivery
@@ -984,7 +993,7 @@ class Claimer:
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._wait = link.store.claim_wait
-        self._due: DueFeeds[StoreFeed] = DueFeeds()
+        self._due = DueFeeds()
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
         #: Wakes the greenlets that wait for its end; None: there are none.
@@ -1091,7 +1100,9 @@ class Claimer:
         if len(feeds) > 1:
             feeds.sort(key=lambda each: asked[each.queue])  # those that had least come first
         for feed in feeds:
-            feed.ended(not self._wait and missing[feed.queue] > 0)
+            is_dry = missing[feed.queue] > 0
+            feed.expected = 0 if is_dry else 2 * asked[feed.queue]
+            feed.ended(not self._wait and is_dry)
 
     def _end_claim(self) -> None:
         # Who waits runs behind this turn, in which the messages are handed out.

@@ -140,8 +140,31 @@ def test_all_queues_share_the_bound_of_a_claim(
     until(lambda: all(each.state is FeedState.DRY for each in channel.connection.feeds.values()))
     fake_broker.calls.clear()
     channel.connection.store.wake(None)
-    until(lambda: len(claims(fake_broker)) == 2)
-    assert claims(fake_broker) == [{"a": 3, "b": 2}, {"c": 3}]
+    until(lambda: len(claims(fake_broker)) == 1)
+    assert claims(fake_broker) == [{"a": 2, "b": 2, "c": 1}]
+
+
+def test_a_queue_with_many_messages_has_a_growing_share_of_a_claim(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message of each of many queues takes few claims, and so do many messages of a few."""
+    monkeypatch.setattr(FakeStore, "claim_limit", 12)
+    channel = channel_to(connect)
+    sinks = {queue: Sink(lambda message: message.ack()) for queue in ("a", "b", "c", "d")}
+    for queue, count in zip(sinks, (1, 40, 0, 40), strict=True):
+        channel.queue_declare(queue)
+        for number in range(count):
+            publish(channel, f"{number}", queue)
+    channel.flow(False)
+    for queue, sink in sinks.items():
+        consume(channel, sink, queue)
+    channel.flow(True)
+    for queue, count in (("a", 1), ("b", 40), ("d", 40)):
+        sinks[queue].wait_for(count)
+    first, second, *rest = claims(fake_broker)
+    assert first == {"a": 3, "b": 3, "c": 3, "d": 3}
+    assert second == {"b": 6, "d": 6}
+    assert rest[:2] == [{"b": 12}, {"d": 12}]
 
 
 def test_what_is_said_while_a_claim_is_on_its_way_counts(
