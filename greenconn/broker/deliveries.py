@@ -426,14 +426,15 @@ class Leases:
         link = self._link
         self._under_way -= 1
         if isinstance(outcome, Exception):
-            error = link.settler.error(outcome, "renewing leases")
+            error = link.settler.error(outcome, "")
             if link.lost is None:
                 spawn(
                     "log",
                     logger.error,
-                    "%s",
+                    "%s: renewing leases: %s",
+                    link.where,
                     error_text(error),
-                    extra={"connection": self._link.where},
+                    extra={"connection": link.where},
                 )
         elif outcome:
             # These alone are compared: a handle may be of any kind, so that no set can look it up.

@@ -703,17 +703,17 @@ class StoreSettlements(Settlements):
         self.take_over(requests)
 
     def error(self, outcome: Exception, what: str) -> BaseException:
-        """Return *outcome*, which is never a failure: those are logged where they come from."""
+        """Return *outcome*, which is what :meth:`StoreLink.failed` has made of a failure."""
         return outcome
 
     def _renew(self) -> None:
         while self._renewals and self._link.lost is None:
             handles, done = self._renewals.popleft()
-            gone: Sequence[Any] = ()
+            outcome: Sequence[Any] | BaseException
             try:
-                gone = self._store.renew(handles)
+                outcome = self._store.renew(handles)
             except BaseException as exc:
-                self._link.failed(exc, "renewing leases")
+                outcome = self._link.failed(exc, "renewing leases", is_raised=True)
                 if not isinstance(exc, Exception):
                     raise
-            done(gone)
+            done(outcome)

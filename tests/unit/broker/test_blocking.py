@@ -85,21 +85,39 @@ def test_a_waiter_is_woken_when_its_settlements_are_stored(
 def test_a_renewal_that_fails_is_logged_or_ends_the_link(
     connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture, exc: Exception
 ) -> None:
-    channel, got = taken(connect, 1)
+    channel, _ = taken(connect, 1)
     link = channel.connection
-    gone: list[Any] = []
 
     def refuse(method: str, argument: Any) -> None:
         if method == "renew":
             raise exc
 
     fake_broker.before = refuse
-    link.settler.renew([got[0].handle], gone.append)
+    link.leases.renew()
     if isinstance(exc, ChannelError):
         until(lambda: "renewing leases: " in caplog.text)
         assert link.lost is None
+        assert len(caplog.records) == 1
     else:
         until(lambda: link.lost is exc)
+
+
+@pytest.mark.parametrize("exc", [ChannelError("not now"), ConnectionResetError("cut")])
+def test_a_lease_is_not_confirmed_by_a_renewal_that_fails(
+    connect: Opener, fake_broker: FakeBroker, exc: Exception
+) -> None:
+    channel, got = taken(connect, 1)
+    link = channel.connection
+
+    def refuse(method: str, argument: Any) -> None:
+        if method == "renew":
+            raise exc
+
+    assert link.leases.confirm(got[0].handle, Deadline(10.0))
+    fake_broker.before = refuse
+    with pytest.raises(type(exc)) as caught:
+        link.leases.confirm(got[0].handle, Deadline(10.0))
+    assert caught.value is exc
 
 
 @pytest.mark.parametrize("refused", [0, 1, 2])
