@@ -86,9 +86,6 @@ class BrokerLink(Link):
 
     It belongs to the hub on which it was opened.
 
-    Arguments:
-        is_confirming: every publish waits for its confirm.
-
     Attributes:
         owner: the unique name that owns the exclusive queues of this life.
         feeds: queue -> what serves its consumers of this link.
@@ -107,9 +104,8 @@ class BrokerLink(Link):
     subscriptions: Subscriptions
     topology: TopologyStore | Topology | None
 
-    def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
+    def __init__(self, client: Any) -> None:
         super().__init__(client)
-        self.is_confirming = is_confirming
         self.channels: dict[int, StoreChannel[Any]] = {}
         self._last_id = 0
         #: Channels that take no more messages until the next drain; see :meth:`recall`.
@@ -855,7 +851,8 @@ class StoreOptions(Record):
     """Queue for messages that no binding matches; None drops them (kombu's)."""
 
     confirm_publish: bool = False
-    """Accepted as for AMQP and ignored: every publish waits until the message is stored."""
+    """Let ``Producer.publish`` raise ``PublishNacked`` if a full queue refuses the message, and
+    ``Unroutable`` if a mandatory one reaches no queue.  It waits until the message is stored anyway."""
 
     reply_timeout: float | None = 30.0
     """Seconds for a call of the store, if the caller gives no timeout; None is no limit."""

@@ -375,6 +375,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         self.confirm_timeout = link.options.confirm_timeout
         #: Bytes of a body, at most.
         self._limit = link.options.max_message_size
+        self._is_confirming = link.options.confirm_publish
         self._known_routes = KnownRoutes()
 
     # -- what each kind of broker writes
@@ -471,9 +472,14 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         """Publish *message* and return when it is stored, or a full queue has refused it.  May switch.
 
         Raises:
-            PublishNacked: the store accepts no messages now.
+            PublishNacked: the store accepts no messages now; with ``confirm_publish`` also: a full
+                queue has refused it.
+            Unroutable: with ``confirm_publish``: it is mandatory, and reached no queue.
         """
         result = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
+        if self._is_confirming:
+            result.wait()
+            return
         try:
             result.wait()
         except PublishNacked:

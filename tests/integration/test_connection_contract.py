@@ -12,11 +12,18 @@ from gevent.threadpool import ThreadPool
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue, binding
-from greenconn.exceptions import NotFound, RecoverableConnectionError, Unroutable, WrongHub
+from greenconn.exceptions import (
+    NotFound,
+    PublishNacked,
+    RecoverableConnectionError,
+    Unroutable,
+    WrongHub,
+)
 from greenconn.importing import native
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.worker import spawn_consumer
+from tests.integration.capabilities import Can, Kind, needs
 
 SOON = 30.0
 
@@ -25,6 +32,14 @@ SOON = 30.0
 def connection(kind_url: str) -> Iterator[Connection]:
     """A connection of each kind."""
     with Connection(kind_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def confirming(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
+    """The same, with the option ``confirm_publish``."""
+    options = {**broker_kind.options, "confirm_publish": True}
+    with Connection(kind_url, transport_options=options) as connection:
         yield connection
 
 
@@ -62,6 +77,29 @@ def test_entities(
             connection.drain_events(timeout=SOON)
     assert got == [({"key": each}, each, {"n": 1}) for each in expected]
     assert queue.get() is None
+
+
+def test_a_producer_with_confirms_raises_that_no_queue_has_a_message(
+    confirming: Connection, unique: str
+) -> None:
+    with confirming.Producer() as producer:
+        with pytest.raises(Unroutable):
+            producer.publish("x", unique, mandatory=True)
+        producer.publish("x", unique)
+
+
+@needs(Can.BOUNDS)
+def test_a_producer_with_confirms_raises_that_a_full_queue_refuses_a_message(
+    confirming: Connection, unique: str
+) -> None:
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    queue = Queue(unique, queue_arguments=arguments, durable=False, expires=60)
+    with confirming.Producer() as producer:
+        producer.publish("fits", unique, declare=[queue])
+        for mandatory in (False, True):
+            with pytest.raises(PublishNacked):
+                producer.publish("too much", unique, mandatory=mandatory)
+    assert queue(confirming.default_channel).get(no_ack=True).payload == "fits"
 
 
 def test_several_bindings(connection: Connection, unique: str) -> None:

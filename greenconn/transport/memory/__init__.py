@@ -65,7 +65,7 @@ class MemoryLink(BrokerLink):
 
     def __init__(self, client: Any, broker: Broker, options: MemoryOptions | None = None) -> None:
         options = options or MemoryOptions()
-        super().__init__(client, is_confirming=options.confirm_publish)
+        super().__init__(client)
         self.broker = broker
         self.options = options
         self.owner = new_owner()

@@ -144,8 +144,8 @@ class RedisOptions(Record):
     master's answer is enough, and a failover can lose what it had just confirmed."""
 
     confirm_publish: bool = False
-    """Accepted as for AMQP and ignored: every publish waits for its confirm, unless there is a
-    *publish_window*."""
+    """Let ``Producer.publish`` raise ``Unroutable`` if a mandatory message reaches no queue.  It waits
+    for its confirm anyway, unless there is a *publish_window*."""
 
     confirm_timeout: float | None = None
     """Seconds that a publish waits for its confirm, if the call gives no timeout; None is as long

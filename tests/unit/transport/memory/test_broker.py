@@ -145,7 +145,6 @@ def test_options(vhost: str, caplog: pytest.LogCaptureFixture) -> None:
         link = connect(vhost, confirm_publish=True, max_retries=3, colour="red")
     assert "colour" in caplog.text
     assert "max_retries" not in caplog.text
-    assert link.is_confirming
     channel = Channel(link)
     channel.queue_declare("q", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     with pytest.raises(Exception, match="full"):
