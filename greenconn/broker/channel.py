@@ -876,7 +876,8 @@ class StoreChannel(StdChannel, Generic[L]):
         Raises:
             NotFound: there is no such queue.
             ResourceLocked: it is exclusive to another connection.
-            AccessRefused: it has an exclusive consumer, or *exclusive* and it has any.
+            AccessRefused: it has an exclusive consumer, or *exclusive* and it has any, or is one with a
+                single active consumer.
             ValueError: the tag is in use on this channel.
         """
         queue, consumer_tag = plain_text(queue), plain_text(consumer_tag)

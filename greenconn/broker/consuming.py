@@ -840,7 +840,9 @@ class StoreSubscriptions(Generic[F]):
         has_asked = False
         try:
             others = feed.consumers
-            if any(each.exclusive for each in others) or (consumer.exclusive and others):
+            if any(each.exclusive for each in others) or (
+                consumer.exclusive and (others or feed.is_single_active)
+            ):
                 raise in_exclusive_use(feed.queue, channel.virtual_host)
             has_asked = True
             if not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):

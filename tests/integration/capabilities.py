@@ -318,6 +318,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "consumers of other connections": (
         "test_next_active_consumer_begins_with_what_the_former_one_held",
+        "test_no_consumer_of_a_queue_with_a_single_active_one_is_exclusive",
         *("test_consumers_of_other_processes_count", "test_single_active_consumer"),
         *("test_exclusive_consumer_stays_alone", "test_exclusive_queue_is_for_its_link"),
         *(

@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.exceptions import NotFound, PreconditionFailed, PublishNacked
+from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, PublishNacked
 from greenconn.message import Message
 from greenconn.transport.redis import ClusterTransport
 from tests.fix_wires import until
@@ -327,6 +327,13 @@ def test_single_active_consumer(side: Side) -> None:
     side.send(channel, "3", "", queue)
     until(lambda: len(second) == 1)
     assert [each.body for each in second] == ["3"]
+
+
+@needs(Can.SINGLE_ACTIVE)
+def test_no_consumer_of_a_queue_with_a_single_active_one_is_exclusive(side: Side) -> None:
+    channel, queue = side.open_queue(arguments={"x-single-active-consumer": True})
+    with pytest.raises(AccessRefused):
+        channel.basic_consume(queue, exclusive=True, callback=print)
 
 
 @needs(Can.SINGLE_ACTIVE)

@@ -384,7 +384,9 @@ class MemorySubscriptions:
             AccessRefused: it may not consume beside another one.
         """
         queue = _queue_of(consumer)
-        if queue.has_exclusive_consumer or (consumer.exclusive and queue.consumers):
+        if queue.has_exclusive_consumer or (
+            consumer.exclusive and (queue.consumers or queue.policy.is_single_active)
+        ):
             raise in_exclusive_use(queue.name, self._broker.virtual_host)
         queue.join(consumer)
 
