@@ -15,6 +15,8 @@ from benchmarks.stores.stage import StoreStage
 PUBLISHERS = 1000
 #: Connections that they share, where a connection is one greenlet's at a time.
 POOL = 10
+#: Queues to which an exchange sends each message.
+FAN_OUT = 200
 #: Seconds between two messages to an idle consumer, which no two polls are in step with.
 TICK = 0.037
 #: Seconds for which an idle consumer is watched.
@@ -99,6 +101,30 @@ class StoreApi:
         sources = [self.stage.source(0) for _ in range(CONSUMERS)]
         feeder = self.stage.peer("feed", self.api.__name__, str(each), *sources)
         return self._consume(sources, each * CONSUMERS, feeder)
+
+    def fan_out(self, count: int) -> Figures:
+        """An exchange sends each message to 200 queues, from which one connection consumes."""
+        exchange = self.api.Exchange(self.stage.name(), "topic")
+        queues = [self.api.Queue(self.stage.name(), exchange, "#") for _ in range(FAN_OUT)]
+        count -= count % FAN_OUT
+        seen = 0
+
+        def callback(body: Any, message: Any) -> None:
+            nonlocal seen
+            seen += 1
+            message.ack()
+
+        with self.api.Connection(self.url) as connection:
+            consumer = connection.Consumer(queues, callbacks=[callback])
+            consumer.consume()
+            producer = connection.Producer(exchange=exchange)
+            with self.stage.counting() as counted, Clock() as clock:
+                for due in range(FAN_OUT, count + 1, FAN_OUT):
+                    producer.publish(BODY, routing_key="news")
+                    while seen < due:
+                        connection.drain_events(timeout=TIMEOUT)
+            consumer.cancel()
+        return clock.per(count, **counted.per(count))
 
     def _consume(self, sources: list[str], count: int, feeder: Any = None) -> Figures:
         """Consume what is in queues, or what *feeder* publishes to them."""

@@ -28,6 +28,9 @@ TABLE_WORKS: dict[str, Work] = {
     "queues": Work(
         figures=(cpu("1,000 queues consumed in one process", HALF),), least=1000, warm_up=0
     ),
+    "fan_out": Work(
+        figures=(cpu("each message to 200 queues, consumed in one process", HALF),), least=200
+    ),
     "latency": Work(
         figures=(
             Figure("p50", "idle consumer: sender to handler, p50", "ms"),
@@ -50,6 +53,7 @@ MEMORY_WORKS: dict[str, Work] = {
 _STATEMENTS: dict[str, Figure] = {
     "consume": Figure("statements", "the same: statements", "a message"),
     "queues": Figure("statements", "the same: statements", "a message"),
+    "fan_out": Figure("statements", "the same: statements", "a message"),
     "idle": Figure("statements", "the same: statements", "a minute"),
 }
 #: Where the server counts its statements.
