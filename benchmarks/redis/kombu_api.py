@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.clock import Clock, Figures, p99
 from benchmarks.redis.stage import Stage
-from benchmarks.rivals.kombu_api import many, publish_exchange
-from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
+from benchmarks.rivals.kombu_api import acknowledging, many, publish_exchange
+from benchmarks.rivals.shape import CONSUMERS, PREFETCH
 from benchmarks.stage import BODY
 
 #: Connections of a pool.
@@ -83,20 +83,14 @@ class RedisApi:
     def consume(self, count: int) -> Figures:
         """Prefetch 100, each message acknowledged."""
         source = self.stage.source(count)
-        seen = 0
-
-        def callback(body: Any, message: Any) -> None:
-            nonlocal seen
-            seen += 1
-            message.ack()
+        callback, wait = acknowledging()
 
         with self.api.Connection(self.url) as connection:
             queue = self.api.Queue(source, no_declare=True)
             consumer = connection.Consumer([queue], callbacks=[callback], prefetch_count=PREFETCH)
             with Clock() as clock:
                 consumer.consume()
-                while seen < count:
-                    connection.drain_events(timeout=TIMEOUT)
+                wait(connection, count)
             consumer.cancel()
         return clock.per(count)
 
@@ -105,18 +99,12 @@ class RedisApi:
         sources = self.stage.sources(CONSUMERS)
         awaited = max(1, count // CONSUMERS) * CONSUMERS
         feeder = self.stage.peer("feed", str(awaited // CONSUMERS), *sources)
-        seen = 0
-
-        def callback(body: Any, message: Any) -> None:
-            nonlocal seen
-            seen += 1
-            message.ack()
+        callback, wait = acknowledging()
 
         def work(connection: Any) -> Clock:
             with Clock() as clock:
                 self.stage.go(feeder)
-                while seen < awaited:
-                    connection.drain_events(timeout=TIMEOUT)
+                wait(connection, awaited)
             return clock
 
         return self._consuming(sources, callback, work).per(awaited)

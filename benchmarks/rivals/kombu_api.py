@@ -205,14 +205,8 @@ class KombuApi:
         sources = self.stage.sources(CONSUMERS)
         each = max(1, count // CONSUMERS)
         feeder = self.stage.peer("feed", str(each), *sources)
+        callback, wait = acknowledging()
         with self.api.Connection(self.url) as connection:
-            seen = 0
-
-            def callback(body: Any, message: Any) -> None:
-                nonlocal seen
-                seen += 1
-                message.ack()
-
             consumer = connection.Consumer([], callbacks=[callback], prefetch_count=PREFETCH)
 
             def consume(queue: str) -> None:
@@ -225,8 +219,7 @@ class KombuApi:
                     consume(source)
             with Clock() as clock:
                 self.stage.go(feeder)
-                while seen < each * CONSUMERS:
-                    connection.drain_events(timeout=TIMEOUT)
+                wait(connection, each * CONSUMERS)
         return clock.per(each * CONSUMERS, memory=growth.per(CONSUMERS - 1))
 
     def large_publish(self, count: int) -> Figures:
@@ -248,6 +241,22 @@ class KombuApi:
                 connection.connect()
                 connection.close()
         return clock.per(count)
+
+
+def acknowledging() -> tuple[Callable[[Any, Any], None], Callable[[Any, int], None]]:
+    """Return a callback that acknowledges, and what drains a connection until it was called so often."""
+    seen = 0
+
+    def callback(body: Any, message: Any) -> None:
+        nonlocal seen
+        seen += 1
+        message.ack()
+
+    def wait(connection: Any, count: int) -> None:
+        while seen < count:
+            connection.drain_events(timeout=TIMEOUT)
+
+    return callback, wait
 
 
 def latencies() -> tuple[list[float], Callable[[Any, Any], None]]:

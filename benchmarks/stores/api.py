@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.clock import Clock, Figures, p50, p99
-from benchmarks.rivals.kombu_api import drain, listen, many, publish_exchange
-from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
+from benchmarks.rivals.kombu_api import acknowledging, drain, listen, many, publish_exchange
+from benchmarks.rivals.shape import CONSUMERS, PREFETCH
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 
@@ -107,12 +107,7 @@ class StoreApi:
         exchange = self.api.Exchange(self.stage.name(), "topic")
         queues = [self.api.Queue(self.stage.name(), exchange, "#") for _ in range(FAN_OUT)]
         count -= count % FAN_OUT
-        seen = 0
-
-        def callback(body: Any, message: Any) -> None:
-            nonlocal seen
-            seen += 1
-            message.ack()
+        callback, wait = acknowledging()
 
         with self.api.Connection(self.url) as connection:
             consumer = connection.Consumer(queues, callbacks=[callback])
@@ -121,19 +116,13 @@ class StoreApi:
             with self.stage.counting() as counted, Clock() as clock:
                 for due in range(FAN_OUT, count + 1, FAN_OUT):
                     producer.publish(BODY, routing_key="news")
-                    while seen < due:
-                        connection.drain_events(timeout=TIMEOUT)
+                    wait(connection, due)
             consumer.cancel()
         return clock.per(count, **counted.per(count))
 
     def _consume(self, sources: list[str], count: int, feeder: Any = None) -> Figures:
         """Consume what is in queues, or what *feeder* publishes to them."""
-        seen = 0
-
-        def callback(body: Any, message: Any) -> None:
-            nonlocal seen
-            seen += 1
-            message.ack()
+        callback, wait = acknowledging()
 
         with self.api.Connection(self.url) as connection:
             queues = [self.api.Queue(each, no_declare=True) for each in sources]
@@ -145,8 +134,7 @@ class StoreApi:
                     consumer.consume()
                 else:
                     self.stage.go(feeder)
-                while seen < count:
-                    connection.drain_events(timeout=TIMEOUT)
+                wait(connection, count)
                 self.stage.wait_empty(sources[-1])
             consumer.cancel()
         return clock.per(count, **counted.per(count))
