@@ -284,10 +284,8 @@ def simple_queue(lib: Library, connection: Any, names: Names) -> Any:
         message = queue.get(block=True, timeout=30)
         log += [message.payload, message.headers["h"], message.content_type]
         message.requeue()
-        rest = [
-            queue.get(timeout=30),
-            queue.get(),
-        ]  # in an order that depends on what was delivered
+        # In an order that depends on what was delivered.
+        rest = [queue.get(timeout=30), queue.get()]
         log += sorted(type(message.payload).__name__ for message in rest)
         for message in rest:
             message.ack()
