@@ -226,11 +226,8 @@ def _scheme(text: str) -> str:
 
 
 def _is_scheme(text: str) -> bool:
-    """Return whether *text* may name a transport: a name, or two with a plus sign between them."""
-    names = text.split("+")
-    return len(names) <= 2 and all(
-        name[:1] in _LETTERS and _IN_SCHEME.issuperset(name) for name in names
-    )
+    """Return whether *text* may name a transport: names with plus signs between them."""
+    return all(name[:1] in _LETTERS and _IN_SCHEME.issuperset(name) for name in text.split("+"))
 
 
 def _split(url: str) -> tuple[str, str, str, str]:

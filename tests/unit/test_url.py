@@ -79,6 +79,10 @@ def parts(scheme: str, **kwargs: Any) -> urlparts:
             parts("sqla+mysql", hostname="h", username="u", password="p", path="db"),
         ),
         (
+            "sqla+PostgreSQL+psycopg2://u:p@h/db",
+            parts("sqla+postgresql+psycopg2", hostname="h", username="u", password="p", path="db"),
+        ),
+        (
             "kombu.transport.pyamqplib.Transport://h",
             parts("kombu.transport.pyamqplib.Transport", hostname="h"),
         ),
