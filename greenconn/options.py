@@ -218,7 +218,9 @@ class MemoryOptions(Record):
     """The transport options of the in-memory broker."""
 
     confirm_publish: bool = False
-    """Accepted as for AMQP and ignored: a message is in its queues when ``basic_publish`` returns."""
+    """Whether ``basic_publish`` raises ``PublishNacked`` if a full queue refuses the message, and
+    ``Unroutable`` if a mandatory one reaches no queue.  A message is in its queues when it returns
+    anyway."""
 
     confirm_timeout: float | None = None
     """Seconds; accepted as for AMQP and ignored, because a confirm takes no time."""

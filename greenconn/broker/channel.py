@@ -46,6 +46,7 @@ from greenconn.exceptions import (
     ChannelError,
     NotFound,
     RecoverableChannelError,
+    Unroutable,
     raise_error,
 )
 from greenconn.green.deadline import NEVER, Deadline
@@ -140,6 +141,9 @@ class Publisher(Protocol[M]):
         deadline: Deadline | None,
     ) -> PublishResult:
         """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch."""
+
+    def give_back(self, error: Unroutable, message: M) -> bool:
+        """Call the channel's handlers of returned messages; False: it has none.  May switch."""
 
     def replacement(self, message: M, queue: str) -> Callable[[Any], object] | None:
         """Return what stores *message* in the place of a held one of *queue*.  May switch.
@@ -623,7 +627,8 @@ class StoreChannel(StdChannel, Generic[L]):
         Arguments:
             message: the result of ``prepare_message``.
             mandatory: a message that reaches no queue is returned: an event calls the handlers in
-                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
+                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.  With the
+                option ``confirm_publish`` it is as in :meth:`basic_publish_confirm`.
             timeout: seconds for the whole call; None is the connection's ``reply_timeout``.
             confirm_timeout: seconds for the broker's reply, within *timeout*.
 
@@ -660,6 +665,10 @@ class StoreChannel(StdChannel, Generic[L]):
     ) -> None:
         """Publish *message*, and raise unless the broker has it.  May switch.
 
+        Arguments:
+            mandatory: a message that reaches no queue is given to the handlers in
+                ``events['basic_return']``, before this returns, and raises if there are none.
+
         Raises:
             Unroutable: *mandatory*, and it reached no queue.
             PublishNacked: a queue is full and refuses it.
@@ -667,9 +676,12 @@ class StoreChannel(StdChannel, Generic[L]):
             Exception: otherwise as :meth:`basic_publish`.
         """
         deadline = _deadline(timeout, confirm_timeout)
-        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
-            deadline
-        )
+        result = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
+        try:
+            result.wait(deadline)
+        except Unroutable as exc:
+            if not self._publisher.give_back(exc, message):
+                raise
 
     def begin_publish(
         self,

@@ -122,11 +122,16 @@ class SynchronousPublisher(ABC):
     ) -> None:
         """Publish *message*.  May switch, before anything is published."""
         error = self._decide(message, exchange, routing_key, mandatory, immediate)
-        if error is not None:
-            if self._is_confirming:
-                raise error
-            if isinstance(error, Unroutable):
-                return_message(self._channel, message, exchange, routing_key)
+        if error is None:
+            return
+        if isinstance(error, Unroutable):
+            if not self._is_confirming:
+                return_message(self._channel, error, message)
+                return
+            if self.give_back(error, message):
+                return
+        if self._is_confirming:
+            raise error
 
     def begin(
         self,
@@ -140,6 +145,10 @@ class SynchronousPublisher(ABC):
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
         error = self._decide(message, exchange, routing_key, mandatory, immediate)
         return _DONE if error is None else PublishOutcome(error)
+
+    def give_back(self, error: Unroutable, message: Envelope) -> bool:
+        """Call the channel's handlers of returned messages; False: it has none.  May switch."""
+        return call_handlers(self._channel, (error, message))
 
     def replacement(self, message: Envelope, queue: str) -> None:  # noqa: B027
         """Return None: the broker does not store a message in the place of a held one."""
@@ -155,21 +164,19 @@ class SynchronousPublisher(ABC):
         """Note that the channel has ended: nothing was begun that it would have to finish."""
 
 
-def return_message(
-    channel: StoreChannel[Any], message: Envelope, exchange: str, routing_key: str
-) -> None:
+def return_message(channel: StoreChannel[Any], error: Unroutable, message: Envelope) -> None:
     """Let an event give a mandatory message back that reached no queue.  Never switches."""
     channel.connection.put_return(
-        partial(_call_handlers, channel),
-        (unroutable(exchange, routing_key), exchange, routing_key, message),
+        partial(call_handlers, channel),
+        (error, message),
         len(message["body"]),
         has_listener=bool(channel.events["basic_return"]),
     )
 
 
-def _call_handlers(channel: StoreChannel[Any], returned: tuple[Unroutable, str, str, Any]) -> None:
-    """Call the handlers of a returned message."""
-    exc, exchange, routing_key, envelope = returned
+def call_handlers(channel: StoreChannel[Any], returned: tuple[Unroutable, Envelope]) -> bool:
+    """Call the channel's handlers with a returned message; False: it has none.  May switch."""
+    error, envelope = returned
     handlers: list[Callable[..., Any]] = list(channel.events["basic_return"])
     for handler in handlers:
         message = Message(
@@ -178,9 +185,10 @@ def _call_handlers(channel: StoreChannel[Any], returned: tuple[Unroutable, str, 
             content_encoding=envelope["content-encoding"],
             headers=copied(envelope["headers"]),
             properties=copied(envelope["properties"]),
-            delivery_info={"exchange": exchange, "routing_key": routing_key},
+            delivery_info={"exchange": error.exchange, "routing_key": error.routing_key},
         )
-        handler(exc, exchange, routing_key, message)
+        handler(error, error.exchange, error.routing_key, message)
+    return bool(handlers)
 
 
 def unroutable(exchange: str, routing_key: str) -> Unroutable:
@@ -474,20 +482,22 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         Raises:
             PublishNacked: the store accepts no messages now; with ``confirm_publish`` also: a full
                 queue has refused it.
-            Unroutable: with ``confirm_publish``: it is mandatory, and reached no queue.
+            Unroutable: with ``confirm_publish``: it is mandatory, and reached no queue, and the channel
+                has no handler of returned messages.
         """
         result = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
-        if self._is_confirming:
-            result.wait()
-            return
         try:
             result.wait()
         except PublishNacked:
             # As in AMQP, only a caller that asks for a confirm learns that a queue is full.
-            if not (result.slot.has_value and isinstance(result.slot.value, QueueFull)):
+            is_full = result.slot.has_value and isinstance(result.slot.value, QueueFull)
+            if self._is_confirming or not is_full:
                 raise
-        except Unroutable:
-            return_message(self._channel, self._shown(message), exchange, routing_key)
+        except Unroutable as exc:
+            if not self._is_confirming:
+                return_message(self._channel, exc, self._shown(message))
+            elif not self.give_back(exc, message):
+                raise
 
     def begin(
         self,
@@ -502,6 +512,10 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         slot: Slot[Any] = Slot()
         limit = self.send(message, exchange, routing_key, mandatory, immediate, deadline, slot)
         return StoredResult(self, slot, exchange, routing_key, mandatory, limit)
+
+    def give_back(self, error: Unroutable, message: M | Envelope) -> bool:
+        """Call the channel's handlers of returned messages; False: it has none.  May switch."""
+        return call_handlers(self._channel, (error, self._shown(message)))
 
     def send(
         self,

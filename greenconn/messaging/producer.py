@@ -364,8 +364,9 @@ class Producer:
         serializer: name of a serializer; None: JSON, text and bytes as they are.
         auto_declare: declare *exchange* when a message is published (not if it was given by name).
         compression: name of a compression.
-        on_return: called as ``on_return(exc, exchange, routing_key, message)``, in a greenlet that
-            drains the connection, for mandatory messages that reached no queue.
+        on_return: called as ``on_return(exc, exchange, routing_key, message)`` for mandatory messages
+            that reached no queue: in a greenlet that drains the connection, or with ``confirm_publish``
+            by ``publish``, which raises where it is missing.
     """
 
     exchange: Any = _OwnExchange()

@@ -88,6 +88,28 @@ def test_a_producer_with_confirms_raises_that_no_queue_has_a_message(
         producer.publish("x", unique)
 
 
+def test_a_producer_with_confirms_gives_a_message_that_no_queue_has_to_its_handler(
+    confirming: Connection, unique: str
+) -> None:
+    returned: list[Any] = []
+
+    def on_return(exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        returned.append((exc, exchange, routing_key, message.payload, message.headers))
+        if message.payload == "raise":
+            raise KeyError("mine")
+
+    producer = confirming.Producer(on_return=on_return)
+    for body in ("first", "second"):
+        producer.publish(body, unique, mandatory=True, headers={"n": 1})
+        exc, *what = returned.pop()
+        assert isinstance(exc, Unroutable)
+        assert what == ["", unique, body, {"n": 1}]
+    with pytest.raises(KeyError, match="mine"):
+        producer.publish("raise", unique, mandatory=True)
+    producer.publish("not mandatory", unique)
+    assert len(returned) == 1
+
+
 @needs(Can.BOUNDS)
 def test_a_producer_with_confirms_raises_that_a_full_queue_refuses_a_message(
     confirming: Connection, unique: str

@@ -25,6 +25,7 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
+    Unroutable,
     error_text,
     raise_error,
 )
@@ -557,6 +558,8 @@ class Channel(DeclaringChannel):
         the confirm of its own message.
 
         Arguments:
+            mandatory: a message that reaches no queue is given to the handlers in
+                ``events['basic_return']``, before this returns, and raises if there are none.
             timeout: seconds for all of it.
             confirm_timeout: seconds for the confirm, and for the wait while the broker blocks us, within
                 *timeout*.  With neither given it is the connection's ``confirm_timeout``.
@@ -572,7 +575,11 @@ class Channel(DeclaringChannel):
         if confirm_timeout is not None:
             deadline = deadline.within(confirm_timeout)
         pending = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
-        pending.wait(deadline)
+        try:
+            pending.wait(deadline)
+        except Unroutable as exc:
+            if not self.returns.give_back(exc, pending):
+                raise
 
     def begin_publish(
         self,

@@ -503,10 +503,21 @@ class Returns:
         size = len(header) + len(body)
         self._link.put_return(self._call_handlers, returned, size, has_listener=has_listener)
 
-    def _call_handlers(self, returned: tuple[Any, ...]) -> None:
-        # In the greenlet that drains.
-        for handler in list(self._channel.events["basic_return"]):
+    # In the greenlet that drains, or that publishes.
+
+    def give_back(self, error: Unroutable, publish: PendingConfirm) -> bool:
+        """Call the handlers for a publish whose message was returned; False: there are none."""
+        exchange, routing_key = publish.route
+        # What is before the properties of a header frame is not looked at.
+        header = bytes(12) + publish.properties
+        message = ReturnedMessage(self._channel, exchange, routing_key, header, publish.body)
+        return self._call_handlers((error, exchange, routing_key, message))
+
+    def _call_handlers(self, returned: tuple[Any, ...]) -> bool:
+        handlers = list(self._channel.events["basic_return"])
+        for handler in handlers:
             handler(*returned)
+        return bool(handlers)
 
 
 def _read_return(payload: bytes) -> tuple[int, str, str, str]:

@@ -702,6 +702,7 @@ class WindowPublisher:
         self._has_ended = False
         self.prepare = publisher.prepare
         self.begin = publisher.begin
+        self.give_back = publisher.give_back
         self.replacement = publisher.replacement
 
     def publish(
