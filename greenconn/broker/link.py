@@ -815,6 +815,8 @@ class StoreLink(LeasedLink):
             gevent.joinall(list(self._calls))  # including abandoned ones
         self.catch_up()
         self.directory.close()
+        self.leases.stop()
+        self.settlements.finish_renewals()  # none may find the store closed
         self.ask("closing", self.store.close)
 
     def _stop(self, gone: BaseException) -> None:

@@ -42,7 +42,7 @@ from greenconn.broker.port import (
 from greenconn.broker.queues import is_name
 from greenconn.encoding import safe_repr
 from greenconn.exceptions import NotFound, error_text
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, marking_thrown
 from greenconn.green.slot import Progress
 from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.identity import uuid
@@ -705,6 +705,13 @@ class StoreSettlements(Settlements):
     def error(self, outcome: Exception, what: str) -> BaseException:
         """Return *outcome*, which is what :meth:`StoreLink.failed` has made of a failure."""
         return outcome
+
+    def finish_renewals(self) -> None:
+        """Return when no renewal is under way.  May switch."""
+        greenlet = self._renewing.greenlet
+        if greenlet is not None:
+            with marking_thrown():
+                greenlet.join()
 
     def _renew(self) -> None:
         while self._renewals and self._link.lost is None:

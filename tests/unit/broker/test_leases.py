@@ -7,6 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn.broker import deliveries as leases
 from greenconn.broker.channel import StoreChannel
@@ -116,6 +117,27 @@ def test_what_is_settled_while_it_is_renewed_is_not_lost(
     renew(channel.connection)
     assert channel.connection.leases.lost == 1
     assert [each.is_held for each in sink[:2]] == [True, False]
+
+
+def test_a_link_is_closed_behind_a_renewal(connect: Opener, fake_broker: FakeBroker) -> None:
+    link = connect()
+    begun, may_go_on = Event(), Event()
+
+    def before(method: str, argument: Any) -> None:
+        if method == "renew":
+            begun.set()
+            assert may_go_on.wait(10)
+
+    fake_broker.before = before
+    link.leases.renew()
+    assert begun.wait(10)
+    closing = gevent.spawn(link.close)
+    gevent.sleep(0.02)
+    assert not fake_broker.count("close")
+    may_go_on.set()
+    closing.join(10)
+    assert closing.ready()
+    assert fake_broker.count("close") == 1
 
 
 def test_a_refusal_is_logged_and_tried_again(
