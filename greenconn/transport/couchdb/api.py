@@ -53,9 +53,8 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
 )
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
-from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 
 #: A JSON object.
@@ -318,8 +317,6 @@ FULL_COMMIT: Final = {"X-Couch-Full-Commit": "true"}
 #: A compact form, as CouchDB writes it too.
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
-#: For a lost feed, which goes on where it was: at once, after 0.2 and after 1 s.
-FOLLOWING: Final = RetryPolicy(first=0.2, factor=5.0, longest=1.0, jitter=0.0, immediate=1, tries=4)
 #: Heartbeats that may be missed, and after how many the server was stopped or out of reach.
 MISSED: Final = 3
 LATE: Final = 1.5
@@ -528,6 +525,10 @@ def _sequence(given: Any) -> str:
 class ChangesFeed:
     """Follows the changes of one database, over a connection of its own, until it is stopped.
 
+    One that breaks is lost, and the link with it.  It cannot go on where it was: a server that crashed
+    may have lost what it had not yet written to its disk (acks, with ``delayed_commits``), and then it
+    numbers later changes as those, which would never be reported.
+
     Arguments:
         on_change: gets id, revision and whether it was deleted.  Must not switch.
         on_gap: some time has passed in which nothing could be heard.  Must not switch.
@@ -562,28 +563,15 @@ class ChangesFeed:
             greenlet.kill(block=False)
 
     def _run(self) -> None:
-        known = self._since
-
-        def may_pass(exc: Exception) -> bool:
-            if self._since != known:
-                again.reset()  # it worked meanwhile
-            return isinstance(exc, (OSError, LinkLost))
-
-        again = attempts(FOLLOWING, NEVER, may_pass)
         try:
-            for attempt in again:
-                if attempt.error is not None:
-                    self._on_gap()
-                known = self._since
-                with attempt:
-                    while True:
-                        self._follow()
-                        self._on_gap()
+            while True:
+                self._follow()
+                self._on_gap()
         except Exception as exc:
             self._on_lost(exc)
 
     def _follow(self) -> None:
-        """Follow one feed to its end."""
+        """Follow one feed to the end that the server has announced."""
         beat = self._heartbeat
         with self._api.changes(self._since, beat, Deadline(MISSED * beat)) as lines:
             heard_at = monotonic()
@@ -593,6 +581,7 @@ class ChangesFeed:
                     self._on_gap()
                 if line and not self._take(line):
                     return
+        raise LinkLost(f"{self._api.where}: the feed of changes has ended")
 
     def _take(self, line: bytes) -> bool:
         """Take one line; return whether the feed goes on."""
