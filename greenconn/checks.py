@@ -291,6 +291,21 @@ def check_count(
         raise invalid(options, name, bounds + _or_none(optional))
 
 
+def check_prefetch_count(count: object, most: int | None = None) -> None:
+    """Check the limit that a channel is to have.
+
+    Raises:
+        ValueError: it is not an integer from 0 to *most*.
+    """
+    if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
+        if most is None or count <= most:
+            return
+        bounds = f"from 0 to {most}"
+    else:
+        bounds = "at least 0"
+    raise ValueError(f"prefetch_count must be an integer, {bounds}, got {count!r}")
+
+
 def check_type(options: object, kind: type, *names: str, optional: bool = False) -> None:
     """Check that each option is of type *kind* (bool includes 0 and 1), or None if *optional*.
 

@@ -39,6 +39,7 @@ from greenconn.broker.envelope import Envelope
 from greenconn.broker.errors import Method
 from greenconn.broker.exchanges import BrokerState, ExchangeDeclaration
 from greenconn.broker.queues import Declaration, generated_name
+from greenconn.checks import check_prefetch_count
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
@@ -637,9 +638,9 @@ class StoreChannel(StdChannel, Generic[L]):
             PublishTimeout: no reply came in time; the broker may have the message.
         """
         if exchange.__class__ is not str:
-            exchange = plain_text(exchange)
+            exchange = _name_text("exchange", exchange)
         if routing_key.__class__ is not str:
-            routing_key = plain_text(routing_key)
+            routing_key = _name_text("routing_key", routing_key)
         self._publisher.publish(
             message,
             exchange,
@@ -699,9 +700,9 @@ class StoreChannel(StdChannel, Generic[L]):
             ContentTooLarge: the body is above ``max_message_size``.
         """
         if exchange.__class__ is not str:
-            exchange = plain_text(exchange)
+            exchange = _name_text("exchange", exchange)
         if routing_key.__class__ is not str:
-            routing_key = plain_text(routing_key)
+            routing_key = _name_text("routing_key", routing_key)
         return self._publisher.begin(message, exchange, routing_key, mandatory, immediate, deadline)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -850,9 +851,11 @@ class StoreChannel(StdChannel, Generic[L]):
 
         Raises:
             AMQPNotImplementedError: a limit in bytes.
+            ValueError: *prefetch_count* is not an integer, at least 0.
         """
         if prefetch_size:
             raise AMQPNotImplementedError("NOT_IMPLEMENTED - prefetch_size must be 0", (60, 10))
+        check_prefetch_count(prefetch_count)
         if not apply_global:
             self.prefetch.count = prefetch_count
             return
@@ -997,6 +1000,17 @@ class StoreChannel(StdChannel, Generic[L]):
         self.deliveries.release(consumers)
         for consumer in consumers:
             self.connection.subscriptions.left(consumer)
+
+
+def _name_text(what: str, value: Any) -> str:
+    """Return a name as plain text.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be text, got {value!r}")
+    return plain_text(value)
 
 
 def _deadline(timeout: float | None, confirm_timeout: float | None) -> Deadline | None:

@@ -544,6 +544,23 @@ def test_global_prefetch_bounds_the_channel(side: Side) -> None:
     assert sorted(each.body for each in got) == [str(n) for n in range(8)]
 
 
+@pytest.mark.parametrize("count", [-1, 1.5, "5", None, True])
+def test_a_prefetch_that_is_no_number_of_messages_is_refused(side: Side, count: Any) -> None:
+    channel = side.channel()
+    with pytest.raises(ValueError, match=f"prefetch_count must be an integer, .*got {count!r}"):
+        channel.basic_qos(0, count, False)
+    assert channel.basic_get(side.queue(channel)) is None
+
+
+@pytest.mark.parametrize("name", ["exchange", "routing_key"])
+def test_a_name_that_is_no_text_is_refused(side: Side, name: str) -> None:
+    channel = side.channel()
+    names: dict[str, Any] = {"exchange": "", "routing_key": side.queue(channel), name: 5}
+    with pytest.raises(TypeError, match=f"{name} must be text, got 5"):
+        channel.basic_publish(channel.prepare_message("x", properties={}), **names)
+    assert channel.basic_get(side.queue(channel)) is None
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 def test_queues_share_the_limit_of_a_channel(side: Side, limit: int) -> None:
     count = 30

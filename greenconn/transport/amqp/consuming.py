@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from amqp import spec
 from amqp.serialization import dumps
 
+from greenconn.checks import check_prefetch_count
 from greenconn.exceptions import (
     AMQPNotImplementedError,
     ConsumerCancelled,
@@ -329,6 +330,7 @@ class Consumers:
         Arguments:
             leads: do not wait for the reply; see ``Channel.begin_qos``.
         """
+        check_prefetch_count(count, 65535)
         if is_global and count:
             is_global = self._link.qos_is_for_channel(count)
         qos = (size, count, is_global)
