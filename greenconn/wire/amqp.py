@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
+from math import isfinite
 from struct import Struct
 from typing import Any, Final, TypeAlias
 
 from amqp import spec
-from amqp.serialization import loads
+from amqp.exceptions import FrameSyntaxError
+from amqp.serialization import dumps, loads
 
 from greenconn.exceptions import FrameError, UnexpectedFrame, error_reason
 
@@ -759,3 +761,35 @@ _FORMS: Final[dict[Ids, str]] = {
     ids_of(spec.Basic.GetEmpty): "s",
     ids_of(spec.Basic.GetOk): "Lbssl",
 }
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether no float in *value*, which is no part of itself, is infinite or NaN.
+
+    RabbitMQ cannot read such a float in a table, and closes the whole connection.
+    """
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return True
+    return all(map(is_finite, value))
+
+
+def header_error(headers: Any) -> str | None:
+    """Return why headers cannot be sent; None: they can.  It names the key, and never a value."""
+    if not isinstance(headers, Mapping):
+        return f"headers must be a mapping, got {type(headers).__name__}"
+    for key, value in headers.items():
+        try:
+            dumps("F", ({key: value},))
+        except (ValueError, OverflowError, TypeError, FrameSyntaxError, struct.error):
+            kind = type(value).__name__
+            inside = "" if not isinstance(value, (Mapping, list, tuple)) else ", or in it,"
+            return (
+                f"header {key!r}: a value of type {kind}{inside} cannot be sent in an AMQP header"
+            )
+        if not is_finite(value):
+            return f"header {key!r}: a float must be finite to be sent in an AMQP header"
+    return None

@@ -19,6 +19,7 @@ from greenconn import Connection
 from greenconn.broker.envelope import head_of
 from greenconn.broker.port import Entry
 from greenconn.transport.amqp.message import Outgoing
+from greenconn.wire.amqp import header_error
 from tests.fix_wires import until
 from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 from tests.integration.redis_clients import control
@@ -232,7 +233,7 @@ def test_headers_and_properties_in_memory(connection: Connection, unique: str) -
             headers = parts.get("headers", {})
             properties = {"correlation_id": "c", **parts.get("properties", {})}
             expiration = properties.pop("expiration", None)
-            if not isinstance(headers, dict) or expiration is not None:
+            if not isinstance(headers, dict) or header_error(headers) or expiration is not None:
                 continue
             body = json.dumps({**BODY, "number": number})
             message = channel.prepare_message(

@@ -37,13 +37,13 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.amqp.message import is_finite
 from greenconn.wire.amqp import (
     Ids,
     Reply,
     Signature,
     expected_of,
     ids_of,
+    is_finite,
     method_frame,
     reply_arguments,
 )

@@ -12,7 +12,6 @@ from calendar import timegm
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
-from math import isfinite
 from struct import Struct, error
 from typing import Any, Final, TypeAlias
 
@@ -25,7 +24,7 @@ from greenconn.encoding import as_text, charsets, plain_text
 from greenconn.exceptions import BodyTooLarge, DecodeError
 from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads
-from greenconn.wire.amqp import UNREADABLE, body_size
+from greenconn.wire.amqp import UNREADABLE, body_size, header_error, is_finite
 
 #: Bytes that a delivery takes beside its body and its header.
 DELIVERY_OVERHEAD: Final = 512
@@ -481,7 +480,9 @@ def _field(name: str, kind: str, value: Any) -> bytes:
     except (ValueError, OverflowError, TypeError, FrameSyntaxError, error) as exc:
         if kind == "t":
             # The codec's text has the value, which may be a secret.
-            raise ValueError(_bad_header(value)) from None
+            raise ValueError(
+                header_error(value) or "the headers are too large to be sent"
+            ) from None
         raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
 
 
@@ -535,38 +536,6 @@ def _pack_item(value: Any) -> bytes:
     if not is_finite(value):
         raise ValueError("a float is not finite")
     return item
-
-
-def is_finite(value: Any) -> bool:
-    """Return whether no float in *value*, which is no part of itself, is infinite or NaN.
-
-    RabbitMQ cannot read such a float in a table, and closes the whole connection.
-    """
-    if isinstance(value, float):
-        return isfinite(value)
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return True
-    return all(map(is_finite, value))
-
-
-def _bad_header(headers: Any) -> str:
-    """Return the error text for headers that cannot be packed: it names the key, and never a value."""
-    if not isinstance(headers, Mapping):
-        return f"headers must be a mapping, got {type(headers).__name__}"
-    for key, value in headers.items():
-        try:
-            dumps("F", ({key: value},))
-        except (ValueError, OverflowError, TypeError, FrameSyntaxError, error):
-            kind = type(value).__name__
-            inside = "" if not isinstance(value, (Mapping, list, tuple)) else ", or in it,"
-            return (
-                f"header {key!r}: a value of type {kind}{inside} cannot be sent in an AMQP header"
-            )
-        if not is_finite(value):
-            return f"header {key!r}: a float must be finite to be sent in an AMQP header"
-    return "the headers are too large to be sent"
 
 
 def text_of(raw: bytes) -> str:

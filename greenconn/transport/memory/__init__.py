@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from gevent import get_hub
 
@@ -262,6 +262,10 @@ class MemoryQueues(QueueStore):
         return self._broker.delete_queue(name)
 
 
+#: Classes whose values can be headers, whatever they are.
+_SENT: Final = frozenset({str, bool, bytes, type(None)})
+
+
 class MemoryPublisher(SynchronousPublisher):
     """The publisher of one channel: a message is in its queues when the call returns.
 
@@ -288,8 +292,10 @@ class MemoryPublisher(SynchronousPublisher):
             self._channel.check_open()
         if len(message["body"]) > self._max_size:
             raise too_large(len(message["body"]), self._max_size)
-        headers = message["headers"]
-        delay = delay_of(headers) if headers else 0.0
+        headers, delay = message["headers"], 0.0
+        if headers:
+            _check_headers(headers)
+            delay = delay_of(headers)
         try:
             outcome = self._broker.publish(message, exchange, routing_key, delay)
         except ChannelError as exc:
@@ -313,6 +319,21 @@ class MemoryPublisher(SynchronousPublisher):
         if queue not in self._broker.queues:
             self._broker.add_queue(queue, Declaration(durable=True))
         return self._broker.publish(message, "", queue)
+
+
+def _check_headers(headers: Mapping[Any, Any]) -> None:
+    """Refuse headers that RabbitMQ could not be sent, so that tests find them.
+
+    Raises:
+        ValueError: names the header.
+    """
+    for name, value in headers.items():
+        if name.__class__ is not str or value.__class__ not in _SENT:
+            from greenconn.wire.amqp import header_error  # for who has others
+
+            if (error := header_error(headers)) is not None:
+                raise ValueError(error)
+            return
 
 
 class Settlements:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import gevent
 import pytest
@@ -55,6 +58,43 @@ def test_links_to_one_virtual_host_share_it(vhost: str) -> None:
     assert "q" not in other.broker.queues
     other.close()
     memory.reset(f"{vhost}-other")
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"id": UUID(int=1)}, "header 'id': a value of type UUID cannot be sent in an AMQP header"),
+        ({"a": {"b": [{1}]}}, "header 'a': a value of type dict, or in it, cannot be sent"),
+        ({"a": "x", 1: 2}, "header 1: a value of type int cannot be sent in an AMQP header"),
+        ({"a": 2**70}, "header 'a': a value of type int cannot be sent in an AMQP header"),
+        ({"a": float("nan")}, "header 'a': a float must be finite"),
+    ],
+)
+def test_headers_that_rabbitmq_could_not_be_sent_are_refused(
+    vhost: str, headers: Any, said: str
+) -> None:
+    channel = Channel(connect(vhost))
+    message = channel.prepare_message("x", headers=headers, properties={})
+    with pytest.raises(ValueError, match=said):
+        channel.basic_publish(message, "", "q")
+
+
+def test_headers_that_rabbitmq_could_be_sent_are_kept(vhost: str) -> None:
+    headers = {
+        "text": "é",
+        "number": 2**62,
+        "real": 0.5,
+        "none": None,
+        "many": [1, {"a": b"x"}],
+        "price": Decimal("1.10"),
+        "at": datetime(2026, 1, 2),
+    }
+    channel = Channel(connect(vhost))
+    channel.queue_declare("q")
+    channel.basic_publish(channel.prepare_message("x", headers=headers, properties={}), "", "q")
+    message = channel.basic_get("q")
+    assert message is not None
+    assert message.headers == headers
 
 
 def test_reset_empties(vhost: str) -> None:
