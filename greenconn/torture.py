@@ -1353,8 +1353,8 @@ class Torture(Listener):
     def _quiet(self) -> Iterator[None]:
         """Log nothing, and leave the generator of random numbers as it was."""
         level, state = logging.root.manager.disable, random.getstate()
-        logging.disable(logging.CRITICAL)
         try:
+            logging.disable(logging.CRITICAL)
             yield
         finally:
             random.setstate(state)

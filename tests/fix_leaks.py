@@ -1,7 +1,7 @@
 """After each test: nothing may be left behind.
 
-Looked for are greenlets that still live, sockets that are still open, threads that still run, and
-errors that nobody saw: those that ended a greenlet or a callback of the hub, those that the
+Looked for are greenlets that still live, sockets that are still open, threads that still run, disabled
+logging, and errors that nobody saw: those that ended a greenlet or a callback of the hub, those that the
 library's own greenlets logged, and those that could not be raised (in ``__del__``; the warning of a
 socket that nobody closed is one, since warnings are errors).  Each check has a test that plants what
 it must find.
@@ -306,6 +306,9 @@ def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
             texts += [f"error in the log: {text}" for text in complaints]
         _end(left)
         texts += [f"error that was not raised: {text}" for text in unraisable]
+        if logging.root.manager.disable:
+            logging.disable(logging.NOTSET)
+            texts.append("disabled logging")
     # A process whose consumer was refused is not ready until its namesake starts, and so for all tests.
     consumer._registry.get().failures.clear()
     # What a failed test leaves behind is held by its traceback.

@@ -5,6 +5,7 @@ Not collected with the other tests, since its name does not begin with ``test_``
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
@@ -51,6 +52,10 @@ def test_leaves_greenlet() -> None:
 
 def test_leaves_raw_greenlet() -> None:
     kept.append(gevent.spawn_raw(wait))
+
+
+def test_leaves_disabled_logging() -> None:
+    logging.disable()
 
 
 def test_leaves_socket() -> None:

@@ -19,6 +19,7 @@ PLANTED = "planted_leaks.py"
 #: The planted test and what the message must name.
 LEFT = {
     "test_leaves_greenlet": r"greenlet <Greenlet \"planted\".*planted_leaks.py",
+    "test_leaves_disabled_logging": "disabled logging",
     "test_leaves_raw_greenlet": "greenlet <.*planted_leaks.py",
     "test_leaves_socket": r"socket \d+ from \('0.0.0.0', 0\), not connected",
     "test_leaves_connected_sockets": r"socket \d+ from '' to ''(?s:.*)socket \d+ from",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from pathlib import Path
@@ -138,6 +139,22 @@ def test_an_error_in_the_block_runs_nothing(app: App, paid: Counter[int]) -> Non
         run.publish("orders", {"id": 1})
         raise LookupError
     assert not paid
+
+
+def test_logging_is_as_before_whatever_happens(
+    app: App, paid: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disable = logging.disable
+
+    def fail(level: int) -> None:
+        disable(level)
+        if level:
+            raise RuntimeError("a lock of logging")
+
+    monkeypatch.setattr(logging, "disable", fail)
+    with pytest.raises(RuntimeError, match="a lock of logging"), torture(app) as run:
+        run.publish("payments", 1)
+    assert not logging.root.manager.disable
 
 
 def test_steps_are_functions_and_time_too(app: App, paid: Counter[int]) -> None:
