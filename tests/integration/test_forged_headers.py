@@ -45,7 +45,7 @@ OF_AMQP: list[Any] = [b"\xff\xfe", datetime(2026, 1, 2)]
 
 def forged(connection: Connection) -> list[dict[str, Any]]:
     """Return the headers of the messages."""
-    values = [*VALUES, *(OF_AMQP if connection.transport_cls == "amqp" else OF_JSON)]
+    values = [*VALUES, *(OF_AMQP if connection.transport_cls in ("amqp", "memory") else OF_JSON)]
     found = [{name: value} for name in NAMES for value in values]
     obeyed = {"amqp": {"CC", "BCC"}, "memory": {"CC", "BCC", "x-delay"}}  # when they are published
     return [each for each in found if not each.keys() & obeyed.get(connection.transport_cls, set())]
