@@ -106,7 +106,7 @@ class StoreApi:
         """An exchange sends each message to 200 queues, from which one connection consumes."""
         exchange = self.api.Exchange(self.stage.name(), "topic")
         queues = [self.api.Queue(self.stage.name(), exchange, "#") for _ in range(FAN_OUT)]
-        count -= count % FAN_OUT
+        count = max(FAN_OUT, count - count % FAN_OUT)
         callback, wait = acknowledging()
 
         with self.api.Connection(self.url) as connection:
