@@ -452,7 +452,10 @@ class Connector:
         except Exception as exc:  # of a name that no transport has, or for want of a library
             self._unmade = exc
             raise
-        logger.debug("open.started %s", broker.label, extra={"connection": broker.label})
+        if logger.isEnabledFor(logging.DEBUG):
+            # In another greenlet: a log handler may use the connection that this attempt opens.
+            text, label = "open.started %s", broker.label
+            spawn("log", logger.debug, text, label, extra={"connection": label})
         error: BaseException
         try:
             link = broker.establish(self._time_for_one())
@@ -482,7 +485,7 @@ class Connector:
         """Return the error of an attempt: where the program failed, its own or :class:`SuppliedError`.
 
         A ``gevent.Timeout`` in the greenlet of an attempt was set by the program's function, not by a
-        caller that waits for the attempt.  May switch.
+        caller that waits for the attempt.  Never switches.
         """
         broker = self._broker
         is_supplied = isinstance(exc, SuppliedError)
@@ -507,8 +510,13 @@ class Connector:
         error.__cause__ = cause
         if type(cause) not in self._reported:
             self._reported.add(type(cause))
-            logger.warning(
-                "%s; trying again", error, exc_info=cause, extra={"connection": broker.label}
+            spawn(
+                "log",
+                logger.warning,
+                "%s; trying again",
+                error,
+                exc_info=(type(cause), cause, cause.__traceback__),
+                extra={"connection": broker.label},
             )
         return error
 

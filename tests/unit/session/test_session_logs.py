@@ -27,6 +27,16 @@ def test_a_connection_that_is_logged_may_be_used(connection: Connection, script:
         assert opening.get(timeout=CAME) is script.link
 
 
+def test_a_log_handler_may_wait_for_the_connection_that_is_being_opened(
+    connection: Connection, script: Script
+) -> None:
+    session = connection.session
+    with waiting_log("greenconn.session", "open.started") as log:
+        opening = gevent.spawn(session.link)
+        assert log.has_come.wait(CAME)
+        assert opening.get(timeout=CAME) is script.link
+
+
 def test_a_loss_that_is_logged_does_not_end_the_next_life(
     connection: Connection, script: Script
 ) -> None:

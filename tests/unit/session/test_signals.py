@@ -112,13 +112,13 @@ def test_a_session_can_be_used_after_a_signal_amid_an_attempt(
 ) -> None:
     run = SignalAt(0)
 
-    def spawn_traced(name: str, function: Callable[[], Any]) -> Any:
+    def spawn_traced(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         def traced() -> None:
             run._greenlet = getcurrent()
             if (raised := run.run(function)) is not None:
                 raise raised
 
-        return spawn(name, traced)
+        return spawn(name, traced) if name == "connect" else spawn(name, function, *args, **options)
 
     every = 1 if long else 40
     number, left = random.randint(1, every), 0
