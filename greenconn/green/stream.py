@@ -718,6 +718,9 @@ class PipelineLife(ABC):
         self._on_lost = weakly(on_lost)
         #: Functions that are called with a reply, or with an exception in its place; None ignores it.
         self._callbacks: deque[Any] = deque()
+        #: What interrupted a command.  Set first, as a stack that is full has no room for a call:
+        #: nothing that comes is taken for a reply any more, and the reader ends it.
+        self._interruption: BaseException | None = None
         self._waits_since = 0.0
         self._ticker: Ticker | None = None
         self.stream = Stream(sock, self._on_data, self._on_stream_lost, where, tls)
@@ -767,6 +770,7 @@ class PipelineLife(ABC):
             f"{self.where}: a command was interrupted by {error_text(exc, repr)}"
         )
         self.end(error)
+        self._interruption = None
 
     def forget(self) -> None:
         """Forget it in the child of a fork: the parent owns it.  The stream forgets itself."""

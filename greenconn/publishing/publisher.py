@@ -156,7 +156,7 @@ class OutgoingMessage(Struct, eq=False):
     def observe(
         self, observers: Observers[PublishEvent], connection: str
     ) -> Observation[PublishEvent]:
-        """Notify the listeners that it is about to be published.  Never switches.
+        """Notify the listeners that it is about to be published.  Switches if one of them does.
 
         Arguments:
             connection: the broker's URL, password masked.

@@ -155,6 +155,7 @@ class Pipeline(PipelineLife):
             self._callbacks.extend(callbacks)
             self.writer.write(command)
         except BaseException as exc:
+            self._interruption = exc
             self.interrupted(exc)
             raise
 
@@ -211,6 +212,9 @@ class Pipeline(PipelineLife):
     # In the reader or in the hub: nothing here may switch or run user code.
 
     def _on_data(self, data: bytes) -> None:
+        if self._interruption is not None:
+            self.interrupted(self._interruption)
+            return
         callbacks = self._callbacks
         try:
             for reply in self.parser.feed(data):

@@ -595,6 +595,8 @@ class SlotPipeline(CommandPipeline):
         self.node: Pipeline | None = None
         #: Commands whose callbacks have not been called, in order.
         self._waiting: deque[Sent] = deque()
+        #: What interrupted a command; see :class:`PipelineLife`.
+        self._interruption: BaseException | None = None
         #: Those of them that are to be sent: again, and for the first time.
         self._again: list[Sent] = []
         self._kept: deque[Sent] = deque()
@@ -625,6 +627,7 @@ class SlotPipeline(CommandPipeline):
 
     def post(self, command: bytes, callback: Callable[[Any], Any] | None = None) -> None:
         """Send one command, or keep it until the node is known.  Never switches."""
+        self._end_interrupted()
         if self.lost is not None:
             if callback is not None:
                 callback(self.lost)
@@ -642,15 +645,25 @@ class SlotPipeline(CommandPipeline):
             self._begin(Sent(command, None, done))
 
     def _begin(self, sent: Sent) -> None:
-        self._waiting.append(sent)
-        if self.state is _READY and self.node is not None and self.node.lost is None:
-            self._send(sent)
-            return
-        self._kept.append(sent)
-        if self.state is _READY:  # the loss of its node is about to be noticed
-            self._is_lost = True
-        if self.state in (_IDLE, _READY):
-            self._seek()
+        try:
+            self._waiting.append(sent)
+            if self.state is _READY and self.node is not None and self.node.lost is None:
+                self._send(sent)
+                return
+            self._kept.append(sent)
+            if self.state is _READY:  # the loss of its node is about to be noticed
+                self._is_lost = True
+            if self.state in (_IDLE, _READY):
+                self._seek()
+        except BaseException as exc:
+            self._interruption = exc
+            self.interrupted(exc)
+            raise
+
+    def _end_interrupted(self) -> None:
+        """End the link if a command was interrupted whose stack had no room for that."""
+        if self._interruption is not None:
+            self.interrupted(self._interruption)
 
     def _send(self, sent: Sent) -> None:
         assert self.node is not None
@@ -709,6 +722,7 @@ class SlotPipeline(CommandPipeline):
     # -- replies, in the reader: nothing here may switch or run user code
 
     def _replied(self, sent: Sent, reply: Any) -> None:
+        self._end_interrupted()
         self._due -= 1
         if self.lost is None and isinstance(reply, Exception) and self._is_no_answer(sent, reply):
             self._again.append(sent)
@@ -909,6 +923,7 @@ class SlotPipeline(CommandPipeline):
     def interrupted(self, exc: BaseException) -> None:
         """End the link, as an exception came between two steps that belong together."""
         self._end(LinkLost(f"{self.where}: a command was interrupted by {error_text(exc, repr)}"))
+        self._interruption = None
 
     def end(self, exc: BaseException) -> None:
         """End the link, since it is of no use any more.  Never switches."""

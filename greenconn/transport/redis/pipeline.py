@@ -241,6 +241,7 @@ class Pipeline(PipelineLife, CommandPipeline):
             callbacks.append(callback)
             self.writer.write(command)
         except BaseException as exc:
+            self._interruption = exc
             self.interrupted(exc)
             raise
 
@@ -255,6 +256,7 @@ class Pipeline(PipelineLife, CommandPipeline):
             callbacks.extend([*[replies.append] * (len(commands) - 1), callback])
             self.writer.write(b"".join(commands))
         except BaseException as exc:
+            self._interruption = exc
             self.interrupted(exc)
             raise
         return replies
@@ -330,6 +332,9 @@ class Pipeline(PipelineLife, CommandPipeline):
     # In the reader or in the hub: nothing here may switch or run user code.
 
     def _on_data(self, data: bytes) -> None:
+        if self._interruption is not None:
+            self.interrupted(self._interruption)
+            return
         callbacks = self._callbacks
         try:
             error = None
