@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _socket
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,20 @@ from tests.integration.bounded import storm
 SOON = 30.0
 
 
-@pytest.fixture
-def session(postgresql_server: str) -> Iterator[Session]:
+@contextmanager
+def opened(url: str) -> Iterator[Session]:
     """A session without a link."""
-    session = Session(parsed(postgresql_server), "here", "none", _ignore, _ignore)
+    session = Session(parsed(url), "here", "none", _ignore, _ignore)
     session.open(Deadline(SOON), SOON, SOON)
     yield session
     session.drop()
+
+
+@pytest.fixture
+def session(postgresql_server: str) -> Iterator[Session]:
+    """A session without a link."""
+    with opened(postgresql_server) as session:
+        yield session
 
 
 def _ignore(*args: Any) -> None:
@@ -129,6 +136,42 @@ def test_who_waits_for_the_session_is_answered_by_one_statement(session: Session
     assert (former.get(timeout=SOON), other.get(timeout=SOON)) == ("FORMER", "B")
     together = [["b", "killed", "missing"], ["b"], ["former"], ["b", "refused"], ["b"]]
     assert asked == [["first"], *together]
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_the_victim_of_a_deadlock_is_repeated(
+    session: Session, postgresql_server: str, postgresql: Database, is_alone: bool
+) -> None:
+    """A transaction, also one behind a look, and a statement that is one of its own."""
+    first, both = "SELECT pg_advisory_xact_lock(%b)", "SELECT pg_advisory_xact_lock(%b), "
+    both += "pg_advisory_xact_lock(%b)"
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    holds = Event()
+
+    def alone() -> None:
+        session.fetch("SELECT 1")
+        session.fetch(both, (4711, 4712))
+
+    def in_steps() -> None:
+        session.read("SELECT 1")
+        with session.transaction():
+            session.fetch(first, (4711,))
+            session.fetch(first, (4712,))
+
+    def opposed() -> None:
+        with other.transaction():
+            other.fetch(first, (4712,))
+            if not holds.is_set():
+                holds.set()
+                until(lambda: postgresql.execute(waits).fetchone() != (0,), SOON)
+            other.fetch(first, (4711,))
+
+    with opened(postgresql_server) as other:
+        # Who began to wait first looks for a deadlock first, and is its victim.
+        opposing = gevent.spawn(other.call, opposed)
+        assert holds.wait(SOON)
+        session.call(alone if is_alone else in_steps)
+        opposing.get(timeout=SOON)
 
 
 def test_a_reply_that_comes_in_the_turn_in_which_the_connection_is_closed(

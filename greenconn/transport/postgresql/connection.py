@@ -76,7 +76,7 @@ class CannotUse(_Both, NotAllowed, psycopg.DatabaseError):  # type: ignore[misc]
 
 
 class NotStored(_Both, RecoverableChannelError, psycopg.DatabaseError):  # type: ignore[misc]
-    """The server could not do it now: the disk is full, or a row was locked for too long."""
+    """The server could not do it now: the disk is full, or others held a row for too long."""
 
 
 #: Codes of the server -> the class to raise, and what to do; the first two characters are a class of
@@ -86,6 +86,7 @@ _ERRORS: Final[Mapping[str, tuple[type[Any], str]]] = {
     "28": (LoginRefused, "check user name, password and pg_hba.conf"),
     "3D": (CannotUse, "create the database, or name another one in the URL"),
     "3F": (CannotUse, "it was dropped while this process was using it"),
+    "40": (NotStored, "other transactions were in its way each time"),
     "42P01": (CannotUse, "it was dropped while this process was using it"),
     "42501": (CannotUse, "grant the role this right"),
     "53": (NotStored, "free some space, or raise the limit"),
@@ -386,6 +387,18 @@ _CONFLICTS: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 RETRIES: Final = 5
 
 
+def _repeat(cursor: psycopg.Cursor[Any], text: str, values: Sequence[Any]) -> None:
+    """Run a statement again that was a transaction in another's way, and has changed nothing."""
+    for left in reversed(range(RETRIES)):
+        try:
+            cursor.execute(text, values or None, prepare=False)
+        except _CONFLICTS:
+            if not left:
+                raise
+        else:
+            return
+
+
 class Session:
     """A connection of one link, and its statements.
 
@@ -575,6 +588,13 @@ class Session:
         # Not by the description, which is made of an object for each column.
         return cursor.fetchall() if result is not None and result.nfields else []
 
+    def read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return rows as :meth:`fetch`; a conflict of a transaction behind it repeats it, too."""
+        has_committed = self._has_committed
+        found = self.fetch(statement, values)
+        self._has_committed = has_committed
+        return found
+
     def change(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Run one statement, and return the number of rows that it has changed.  As :meth:`fetch`."""
         return self._run(statement, values).rowcount
@@ -588,9 +608,10 @@ class Session:
         if self._is_in_transaction:
             yield
             return
-        self.fetch("BEGIN ISOLATION LEVEL READ COMMITTED")
+        # First: the end of a statement is no commit from here on.
         self._is_in_transaction = True
         try:
+            self.fetch("BEGIN ISOLATION LEVEL READ COMMITTED")
             yield
             self.fetch("COMMIT")
             self._has_committed = True
@@ -612,7 +633,12 @@ class Session:
             raise LinkLost(f"{self.where}: the connection is closed")
         # None: with the sixth time, as it takes a round trip of its own.
         prepare = None if self._prepares and values else False
-        cursor.execute(text, values or None, prepare=prepare)
+        try:
+            cursor.execute(text, values or None, prepare=prepare)
+        except _CONFLICTS:
+            if self._is_in_transaction:
+                raise  # to :meth:`call`, which repeats all of it
+            _repeat(cursor, text, values)
         if not self._is_in_transaction:
             self._has_committed = True
         return cursor

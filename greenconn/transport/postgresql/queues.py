@@ -251,7 +251,7 @@ class Queues:
 
     def rows(self, names: Collection[str]) -> list[QueueRow]:
         """Return those of some queues that exist."""
-        found = self._session.fetch(
+        found = self._session.read(
             "SELECT id, name, declaration FROM greenconn.queues WHERE name = ANY (%b::text[])",
             (list(names),),
         )
@@ -508,7 +508,7 @@ class Queues:
 
     def drop_idle(self) -> None:
         """Delete the queues that were not used for longer than their ``x-expires``."""
-        late = self._session.fetch("SELECT name FROM greenconn.queues WHERE idle_until <= now()")
+        late = self._session.read("SELECT name FROM greenconn.queues WHERE idle_until <= now()")
         for (name,) in late:
             with self._session.transaction():
                 self._drop(name, if_idle=True)
