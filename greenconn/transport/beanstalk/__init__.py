@@ -309,10 +309,11 @@ class BeanstalkStore(Store):
         shared, alone = CONSUMERS + queue_tube(name), EXCLUSIVE + queue_tube(name)
         if not consumers:
             # The reply that nothing consumes here any more can be relied on: no claim takes anything.
-            if self._waiting is not None:
-                self._waiting.ignore(queue_tube(name))
             self.interrupt()
             self._claims.wait_over()
+            if self._waiting is not None:
+                # Not before: the claim watches it once more, and a tube counts as a queue meanwhile.
+                self._waiting.ignore(queue_tube(name))
             self._ignore(shared, alone)
             return True
         if not exclusive and shared in self._watched:
