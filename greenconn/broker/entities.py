@@ -512,10 +512,11 @@ class SharedEntities(Entities):
         name = self.queue_name(queue)
         link.directory.check_name(name, method)
         link.directory.settle()
-        if link.directory.find(name) is None:
+        declared = link.directory.find(name)
+        if declared is None:
             link.routing.forget_queue(name)
             return 0
-        link.directory.check(name, method)
+        link.directory.check_owner(name, declared, method)
         if if_unused or if_empty:
             messages, consumed = link.directory.counts([name])[name]
             if if_unused and consumed:

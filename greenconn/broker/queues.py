@@ -502,9 +502,17 @@ class Directory:
         declared = self._current(name)
         if declared is None:
             raise no_queue(name, self._vhost, method)
+        self.check_owner(name, declared, method)
+        return declared
+
+    def check_owner(self, name: str, declared: Declaration, method: Method) -> None:
+        """See that a queue is not exclusive to another connection.  Never switches.
+
+        Raises:
+            ResourceLocked: it is.
+        """
         if declared.owner is not None and declared.owner != self._link.owner:
             raise locked(name, self._vhost, method)
-        return declared
 
     def declare_passively(self, name: str) -> None:
         """See that a queue exists; it counts as used.  May switch.

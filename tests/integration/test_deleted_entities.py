@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
+import gevent
 import pytest
 
 import greenconn
@@ -134,3 +135,21 @@ def test_a_queue_that_was_missing_is_declared_again(connection: Connection, uniq
     with pytest.raises(NotFound):
         connection.channel().queue_purge(unique)
     assert maybe_declare(queue, connection)
+
+
+def test_a_simple_buffer_is_made_again(connection: Connection, unique: str) -> None:
+    """What its consumer was asking for when it was cancelled keeps nothing of it."""
+    for number in range(3):
+        buffer = connection.SimpleBuffer(f"{unique}-b")
+        buffer.put(number)
+        assert buffer.get(timeout=SOON).payload == number
+        buffer.close()
+
+
+def test_a_queue_that_several_delete_at_once(connection: Connection, unique: str) -> None:
+    with ExitStack() as stack:
+        others = [stack.enter_context(connection.clone()).channel() for _ in range(3)]
+        for _ in range(3):
+            Queue(unique)(connection.channel()).declare()
+            deleting = [gevent.spawn(each.queue_delete, unique) for each in others]
+            assert sum(each.get(timeout=SOON) for each in deleting) == 0

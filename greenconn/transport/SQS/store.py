@@ -270,9 +270,9 @@ class SqsStore(Store):
         queue = self.queues.find(name)
         if queue is None:
             return 0
-        waited = self._size(queue)
         self.topics.leave(name)
         try:
+            waited = self._size(queue)
             queue.call("DeleteQueue")
         except DoesNotExistQueueException:
             waited = 0
