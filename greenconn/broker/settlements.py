@@ -374,6 +374,8 @@ class Settlements:
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
+        if self._to_dead_letter:
+            self._routing.start()  # a signal may have come before, in :meth:`give_up`
         self._routing_progress.wait(len(self._to_dead_letter), deadline)
 
     # -- the end
@@ -634,6 +636,8 @@ class StoreSettlements(Settlements):
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
+        if self._waiting and not self._is_due:
+            self._schedule()  # a signal has come before, in :meth:`settle`
         self._progress.wait(len(self._waiting), deadline)
 
     def stop(self, exc: BaseException) -> None:

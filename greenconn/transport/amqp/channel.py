@@ -240,7 +240,8 @@ class Channel(DeclaringChannel):
             self._report_end(sinks)
 
     def _report_end(self, sinks: Iterable[Sink]) -> None:
-        assert self.cause is not None
+        if self.cause is None:
+            return  # it is open: a signal came first
         for sink in sinks:
             sink.cancelled(self.cause)
 

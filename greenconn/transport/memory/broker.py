@@ -136,11 +136,21 @@ class WaitingMessages:
     def _take_from(self, priority: int) -> Entry:
         lane = self._lanes[priority]
         fresh, returned = lane.fresh, lane.returned
-        entry = heappop(returned)[1] if returned else fresh.popleft()
-        if not (fresh or returned):
-            self._filled &= ~(1 << priority)
-        self.count -= 1
-        self.size -= entry.size
+        # What changes the lane comes last: a signal is raised behind a call.
+        if returned:
+            entry = returned[0][1]
+            if not fresh and len(returned) == 1:
+                self._filled &= ~(1 << priority)
+            self.count -= 1
+            self.size -= entry.size
+            heappop(returned)
+        else:
+            entry = fresh[0]
+            if len(fresh) == 1:
+                self._filled &= ~(1 << priority)
+            self.count -= 1
+            self.size -= entry.size
+            fresh.popleft()
         return entry
 
     def _filled_priorities(self) -> Iterator[int]:

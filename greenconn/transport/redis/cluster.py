@@ -166,11 +166,11 @@ class ClusterPlacement:
         found = self._partitions.get(tag)
         if found is None:
             found = Partition(self._link, Keys(self._options, 0, tag))
-            self._partitions[tag] = found
             slot = self._begin(found.commands, tag)
             if self.commands.lost is not None:
                 found.commands.lost = self.commands.lost
                 slot.close()
+            self._partitions[tag] = found  # last: a signal before leaves none that has not begun
         return found
 
     def of(self, name: str) -> Partition:
