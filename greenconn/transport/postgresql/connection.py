@@ -389,14 +389,11 @@ RETRIES: Final = 5
 
 def _repeat(cursor: psycopg.Cursor[Any], text: str, values: Sequence[Any]) -> None:
     """Run a statement again that was a transaction in another's way, and has changed nothing."""
-    for left in reversed(range(RETRIES)):
-        try:
+    for _ in range(RETRIES - 1):
+        with suppress(*_CONFLICTS):
             cursor.execute(text, values or None, prepare=False)
-        except _CONFLICTS:
-            if not left:
-                raise
-        else:
             return
+    cursor.execute(text, values or None, prepare=False)
 
 
 class Session:
@@ -636,7 +633,7 @@ class Session:
         try:
             cursor.execute(text, values or None, prepare=prepare)
         except _CONFLICTS:
-            if self._is_in_transaction:
+            if self._is_in_transaction or not self._has_committed:
                 raise  # to :meth:`call`, which repeats all of it
             _repeat(cursor, text, values)
         if not self._is_in_transaction:
