@@ -133,6 +133,27 @@ def test_replies_reach_their_callers_after_a_signal_amid_a_call(
         channel.queue_delete(name)
 
 
+@pytest.mark.parametrize("opens", ["channel", "begin_channel"])
+def test_a_signal_amid_the_opening_of_a_channel_ends_no_other(
+    amqp_links: Links, long: bool, opens: str
+) -> None:
+    link = amqp_links()
+    other = link.channel()
+
+    def open_and_close() -> None:
+        getattr(link, opens)().close()
+
+    for raised in each_signal(open_and_close, long):
+        if link.lost is None:
+            link.channel().close()
+        else:
+            assert raised is not None
+            with pytest.raises(ENDED, match="sending was interrupted by Signal"):
+                other.check_open()
+            link = amqp_links()
+            other = link.channel()
+
+
 def test_no_ack_is_forgotten_after_a_signal_amid_another(
     amqp_links: Links, unique: str, long: bool
 ) -> None:

@@ -112,6 +112,8 @@ class Call:
 
     def abandon(self) -> None:
         """Wait no more: the call keeps its place, so that its reply is not taken for another one's."""
+        if self.slot.is_filled:
+            return  # with the end of the connection
         try:
             self.slot.wait(_ENDED)
         except TimeoutError:
@@ -348,7 +350,7 @@ class Calls:
         """Write a method and append its call in one step.  Never switches.
 
         Arguments:
-            leads: do not wait for the reply; see :class:`Call`.
+            leads: do not wait for the reply, which is not undone; see :class:`Call`.
 
         Returns:
             The call whose reply is to be waited for; None if there is none to wait for.
@@ -366,6 +368,7 @@ class Calls:
             self._channel.check_open()  # the connection ended in that very write
         if call is not None and leads:
             call.leads = True
+            call.undo = None
             call.abandon()
             return None
         return call
@@ -377,6 +380,7 @@ class Calls:
             self._writer.write(frame)
         except BaseException as exc:
             # From a signal: replies to others might be taken for this one's.
+            call.abandon()
             self._channel.interrupted("a call", exc)
             raise
 

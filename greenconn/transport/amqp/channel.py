@@ -187,7 +187,13 @@ class Channel(DeclaringChannel):
 
         The broker handles them behind it.  If it refuses the channel, they raise its error.
         """
-        self.calls.begin(spec.Channel.Open, _OPEN_ARGUMENTS, spec.Channel.OpenOk, leads=True)
+        self.calls.begin(
+            spec.Channel.Open,
+            _OPEN_ARGUMENTS,
+            wait=spec.Channel.OpenOk,
+            undo=self._undo_open,
+            leads=True,
+        )
         self.is_open = True
 
     def _undo_open(self, reply: Reply) -> None:
@@ -302,6 +308,10 @@ class Channel(DeclaringChannel):
         Arguments:
             what: was under way.
         """
+        if not self.is_open and self.cause is None:
+            # Amid its opening.  The broker ends a connection that closes a channel it does not have; if
+            # it has this one, its reply to the opening, which is undone, will tell.
+            return
         self.abort(
             RecoverableChannelError(
                 f"channel {self.channel_id} was closed because {what} was interrupted by "
