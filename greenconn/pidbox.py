@@ -201,12 +201,14 @@ class Node:
             ticket: the ticket of the call, sent back with the reply.
         """
         arguments = arguments or {}
-        logger.debug("%s received %s%s", self.hostname, method, ", with reply" if reply_to else "")
+        logger.debug(
+            "%s received %.100r%s", self.hostname, method, ", with reply" if reply_to else ""
+        )
         handle = self.handle_call if reply_to else self.handle_cast
         try:
             reply = handle(method, arguments)
         except Exception as exc:
-            logger.exception("the command %s failed at %s", method, self.hostname)
+            logger.exception("the command %.100r failed at %s", method, self.hostname)
             reply = {"error": error_text(exc, repr)}
         if reply_to:
             self._reply_to(reply_to, {self.hostname: reply}, ticket)

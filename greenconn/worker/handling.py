@@ -667,7 +667,7 @@ class Handling:
         else:
             outcome = f"{_name_of(self._options.on_decode_error)} decides"
         logger.error(
-            "message %s of queue %r (%s) cannot be decoded: %s; %s",
+            "message %s of queue %r (%.100r) cannot be decoded: %s; %s",
             message.delivery_tag,
             self._consumer.queue_of(message),
             message.content_type,

@@ -206,7 +206,7 @@ def handled_once(
                 if not _put_back(message):
                     raise
                 logger.warning(
-                    "message %s is put back: it could not be claimed for %s before a timeout",
+                    "message %.100r is put back: it could not be claimed for %s before a timeout",
                     found,
                     own_name,
                     extra={"message_id": found},
@@ -214,7 +214,7 @@ def handled_once(
                 return None
             if not is_new:
                 logger.info(
-                    "message %s was handled by %s already",
+                    "message %.100r was handled by %s already",
                     found,
                     own_name,
                     extra={"message_id": found},
@@ -303,7 +303,7 @@ class _Claimed:
         except (Exception, Timeout) as exc:
             logger.log(
                 level,
-                "claim of %s ends with its lease only: %s",
+                "claim of %.100r ends with its lease only: %s",
                 self._id,
                 error_text(exc),
                 extra={"message_id": self._id},
@@ -322,7 +322,7 @@ class _Claimed:
         except Timeout:
             # The handler has returned in time.
             logger.warning(
-                "message %s was handled, and is not marked yet: the store does not answer",
+                "message %.100r was handled, and is not marked yet: the store does not answer",
                 self._id,
                 extra={"message_id": self._id},
             )
@@ -332,7 +332,7 @@ class _Claimed:
             self._store.finish(self._id, self._owner, ttl)
         except (Exception, Timeout) as exc:
             logger.error(
-                "message %s was handled, but could not be marked: %s",
+                "message %.100r was handled, but could not be marked: %s",
                 self._id,
                 error_text(exc),
                 extra={"message_id": self._id},
@@ -359,13 +359,13 @@ class _Claimed:
                 self._id, self._owner, self._lease
             ):
                 logger.warning(
-                    "claim of %s was lost: its lease had ended, and it may be handled twice",
+                    "claim of %.100r was lost: its lease had ended, and it may be handled twice",
                     self._id,
                     extra={"message_id": self._id},
                 )
         except (Exception, Timeout) as exc:
             logger.warning(
-                "claim of %s could not be renewed: %s",
+                "claim of %.100r could not be renewed: %s",
                 self._id,
                 error_text(exc),
                 extra={"message_id": self._id},

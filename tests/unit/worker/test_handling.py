@@ -500,7 +500,7 @@ def test_what_cannot_be_decoded_is_reported_in_a_line(
     count(consumer, failed=1, rejected=1)
     assert not any(each.exc_info for each in failures)  # else hostile senders fill the log
     (text,) = [each.getMessage() for each in failures if "cannot be decoded" in each.msg]
-    assert "'q' (application/json) cannot be decoded: DecodeError: " in text
+    assert "'q' ('application/json') cannot be decoded: DecodeError: " in text
     assert "JSONDecodeError at character 1" in text
 
 

@@ -217,7 +217,7 @@ def test_a_timeout_while_it_is_marked(
     consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05)
     greenconn.publish(MAIL, 1, message_id="m1")
     settled(consumer, 1)
-    assert "mail:m1 was handled, and is not marked yet" in caplog.text
+    assert "'mail:m1' was handled, and is not marked yet" in caplog.text
     assert consumer.stats()["failed"] == 0
     ids.replies.set()
     until(lambda: ids.claim("mail:m1", "ada", 1) is Claim.HANDLED, SOON)
@@ -247,7 +247,7 @@ def test_a_timeout_while_it_is_claimed(
     send, calls = counting(ids, name="mail")
     consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05)
     greenconn.publish(MAIL, 1, message_id="m1")
-    until(lambda: "message m1 is put back" in caplog.text, SOON)
+    until(lambda: "message 'm1' is put back" in caplog.text, SOON)
     assert not calls
     ids.replies.set()
     until(lambda: calls == [1], SOON)
