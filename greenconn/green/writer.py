@@ -199,13 +199,17 @@ class Writer:
         """
         if self._yield_due:
             self._yield_due = False
-            # Count this greenlet as woken, so that later ones queue behind it.
-            self._is_waking = True
             try:
+                # Count this greenlet as woken, so that later ones queue behind it.
+                self._is_waking = True
                 yield_to_hub()
             finally:
-                self._wake_next()
-                self._update_must_wait()
+                try:
+                    self._wake_next()
+                    self._update_must_wait()
+                except BaseException as exc:
+                    self._interrupted(exc)
+                    raise
             if self.pending > HIGH_WATER and not self._closed:
                 self._wait_for_room(deadline, is_first=True)
         elif (self.pending > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
@@ -214,31 +218,29 @@ class Writer:
     def _wait_for_room(self, deadline: Deadline, is_first: bool = False) -> None:
         """Wait in the line of writers until the buffer has room.  May switch."""
         slot: Slot[None] = Slot()
-        if is_first:
-            self._waiters.appendleft(slot)
-        else:
-            self._waiters.append(slot)
-        self.must_wait = True
-        while True:
-            try:
+        try:
+            if is_first:
+                self._waiters.appendleft(slot)
+            else:
+                self._waiters.append(slot)
+            self.must_wait = True
+            slot.wait(deadline)
+            while self.pending > HIGH_WATER and not self._closed:
+                # Other writes have filled the buffer before this greenlet ran: wait again, in front.
+                self._is_waking = False
+                slot = Slot()
+                self._waiters.appendleft(slot)
                 slot.wait(deadline)
-            except BaseException:
+        finally:
+            try:
                 if slot in self._waiters:
-                    self._waiters.remove(slot)
-                else:
-                    self._wake_next()  # this greenlet was woken already: pass that on
+                    self._waiters.remove(slot)  # killed, or out of time
+                elif not self._closed:
+                    self._wake_next()
                 self._update_must_wait()
+            except BaseException as exc:
+                self._interrupted(exc)
                 raise
-            if self._closed:
-                return
-            if self.pending <= HIGH_WATER:
-                self._wake_next()
-                self._update_must_wait()
-                return
-            # Other writes have filled the buffer before this greenlet ran: wait again, in front.
-            self._is_waking = False
-            slot = Slot()
-            self._waiters.appendleft(slot)
 
     def close(self) -> None:
         """Stop sending and keep the unsent buffers.  Never switches.  A second call does nothing."""
@@ -484,7 +486,9 @@ class Writer:
         self._is_waking = False
         waiters = self._waiters
         while waiters and self.pending <= HIGH_WATER and not self._is_waking:
-            self._is_waking = waiters.popleft().offer(None)
+            # Left in the line until it is awake: one that a signal keeps asleep is found again.
+            self._is_waking = waiters[0].offer(None)
+            waiters.popleft()
 
     def _update_must_wait(self) -> None:
         self.must_wait = not self._closed and (

@@ -1165,6 +1165,48 @@ def test_after_a_signal_amid_a_write_all_leaves_or_the_stream_ends(
     assert survivors > 10
 
 
+@pytest.mark.parametrize("is_full", [False, True], ids=["yields", "waits for room"])
+def test_a_signal_amid_a_wait_keeps_no_other_writer_waiting(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    monkeypatch.setattr(writer_module, "PACE", 3600.0)
+    line, others = Line(wire), list[Any]()
+
+    def read() -> None:
+        while line.writer.pending:
+            wire.receive()
+            yield_to_hub()
+
+    def wait_amid_a_signal() -> None:
+        # Behind those that wait before it, and in front of those that come later.
+        line.writer.wait_writable(LONG)
+
+    def prepare() -> None:
+        line.writer.write(b"first")
+        if is_full:
+            line.fill()
+            others[:] = [gevent.spawn(line.writer.wait_writable, LONG) for _ in range(2)]
+            yield_to_hub()
+        else:
+            line.writer.write_many([bytes(EARLY_FLUSH)] * 2)
+        assert line.writer.must_wait
+        gevent.spawn(read)
+
+    prepare()
+    for raised in signals(wait_amid_a_signal, between_calls=False):
+        assert raised is None or isinstance(raised, Signal)
+        others += [gevent.spawn(line.writer.wait_writable, LONG) for _ in range(2)]
+        gevent.joinall(others, 30, raise_error=True)
+        assert all(each.successful() for each in others)
+        if line.errors:
+            assert "sending was interrupted by Signal()" in str(line.errors[0])
+        line.writer.close()
+        line = Line(wire)
+        prepare()
+    line.writer.close()
+    gevent.joinall(others)
+
+
 def test_a_signal_amid_the_end_of_a_turn_does_not_stop_the_writer(line: Line) -> None:
     called: list[int] = []
     for raised in signals(lambda: line.writer.before_flush(lambda: None)):
