@@ -764,8 +764,13 @@ class PipelineLife(ABC):
         """Fail, as an exception came between two steps that belong together.  Never switches.
 
         (``KeyboardInterrupt``, or what the handler of a signal raises.)  Each reply would be taken for
-        that of another command from now on.
+        that of another command from now on.  Where the stack is full, what comes next ends it.
         """
+        self._interruption = exc
+        if not isinstance(exc, RecursionError):
+            self._end_interrupted(exc)
+
+    def _end_interrupted(self, exc: BaseException) -> None:
         error = self.lost_error(
             f"{self.where}: a command was interrupted by {error_text(exc, repr)}"
         )

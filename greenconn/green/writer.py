@@ -18,7 +18,8 @@ A turn ends when all greenlets that are ready have run, before the hub polls.  T
 - An exception from outside (``KeyboardInterrupt``, a signal handler that raises) can come between any
   two steps.  The end of the turn is scheduled before anything is appended, so what was appended is sent
   anyway; each flush counts ``pending`` anew.  An exception during a send ends the stream, since it is
-  unknown how much the socket has accepted.
+  unknown how much the socket has accepted; a ``RecursionError`` does so at the end of the turn, as the
+  stack of the writer has no room for it.
 
 Cost: a write that is not the first of a turn appends to a list and reads the clock.
 """
@@ -178,6 +179,8 @@ class Writer:
                 self.pending -= sent
                 if sent < len(data):
                     self._keep([data], sent)
+        except RecursionError:
+            raise
         except BaseException as exc:
             self._interrupted(exc)
             raise
@@ -287,11 +290,13 @@ class Writer:
         """
         try:
             self._run_before_flush()
+        except RecursionError:
+            raise
         except BaseException as exc:
             self._interrupted(exc)
             raise
         self._flush()
-        return not self._tail
+        return not (self._tail or self._offered)
 
     def drain(self, deadline: Deadline) -> None:
         """Wait until the socket has accepted all that was written so far.  Switches if it is full.
@@ -302,7 +307,7 @@ class Writer:
         self.flush()
         # Buffers behind a tail are sent after it, and may leave a tail again.
         for _ in range(2):
-            if self._closed or not self._tail:
+            if self._closed or not (self._tail or self._offered):
                 return
             slot: Slot[None] = Slot()
             self._drainers.append(slot)
@@ -321,24 +326,24 @@ class Writer:
     def _end_turn(self) -> None:
         """Send what was written in this turn of the hub.  In the hub."""
         try:
-            # A callback can add another one: the turn has no second end for it.
-            while self._before_flush:
-                self._run_before_flush()
+            # Also what a callback adds: the turn has no second end for it.
+            self._run_before_flush()
             self.in_turn = False
             self._pacing = None  # it may have ended
             if self._yield_due:
                 self._yield_due = False
                 self._update_must_wait()
-            if self._out:
+            if self._out or self._offered:
                 self._flush()
         except BaseException as exc:
             self._interrupted(exc)
             raise
 
     def _run_before_flush(self) -> None:
-        callbacks, self._before_flush = self._before_flush, []
-        for callback in callbacks:
-            callback()
+        callbacks = self._before_flush
+        while callbacks:
+            callbacks[0]()
+            del callbacks[0]  # not before: where the stack is full, it is for the end of the turn
 
     def _flush(self) -> None:
         """Send what is written, in one system call; the rest stays.  Never switches."""
@@ -350,6 +355,12 @@ class Writer:
             return
         if self._tail:
             self._update_must_wait()  # also for one message a turn
+            return
+        if self._offered:
+            # A send found a full stack: it is unknown how much the socket has accepted.  The end of
+            # the turn, which has room for that, ends the stream.
+            if not self.in_turn:
+                self._fail(ConnectionAbortedError(errno.ECONNABORTED, "sending was interrupted"))
             return
         if not out:
             return
@@ -382,6 +393,8 @@ class Writer:
                 self._update_must_wait()
             else:
                 self._offered = ()
+        except RecursionError:
+            raise  # the end of the turn ends the stream: here is no room for that
         except BaseException as exc:
             self._interrupted(exc)
             raise

@@ -76,6 +76,7 @@ class Acks:
             if not ledger.is_recovering:
                 self._writer.write(frame)
         except BaseException as exc:
+            self._link.interruption = exc
             self._channel.interrupted("a rejection", exc)
             raise
         return True
@@ -165,6 +166,7 @@ class Acks:
             for tag, multiple in self.ledger.take_acks():
                 self._writer.write(ack_frame(self._number, tag, multiple))
         except BaseException as exc:
+            self._link.interruption = exc
             self._channel.interrupted("an acknowledgement", exc)
             raise
 
@@ -186,6 +188,7 @@ class Acks:
                     method_frame(self._number, spec.Basic.Nack, _tag_and_flags.pack(tag, flags))
                 )
         except BaseException as exc:
+            self._link.interruption = exc
             self._channel.interrupted("a negative acknowledgement", exc)
             raise
 

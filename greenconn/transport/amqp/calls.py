@@ -380,6 +380,7 @@ class Calls:
             self._writer.write(frame)
         except BaseException as exc:
             # From a signal: replies to others might be taken for this one's.
+            self._link.interruption = exc
             call.abandon()
             self._channel.interrupted("a call", exc)
             raise

@@ -305,19 +305,24 @@ class Channel(DeclaringChannel):
     def interrupted(self, what: str, exc: BaseException) -> None:
         """Fail, as an exception came between two steps that belong together.  Never switches.
 
+        The caller has noted *exc* as the interruption of the connection: where the stack is full, what
+        comes next ends that.
+
         Arguments:
             what: was under way.
         """
-        if not self.is_open and self.cause is None:
-            # Amid its opening.  The broker ends a connection that closes a channel it does not have; if
-            # it has this one, its reply to the opening, which is undone, will tell.
+        if isinstance(exc, RecursionError):
             return
-        self.abort(
-            RecoverableChannelError(
-                f"channel {self.channel_id} was closed because {what} was interrupted by "
-                f"{error_text(exc, repr)}: the broker may have executed it or not"
+        # Amid its opening it is left alone: the broker ends a connection that closes a channel which it
+        # does not have.  If it has this one, its reply to the opening, which is undone, will tell.
+        if self.is_open or self.cause is not None:
+            self.abort(
+                RecoverableChannelError(
+                    f"channel {self.channel_id} was closed because {what} was interrupted by "
+                    f"{error_text(exc, repr)}: the broker may have executed it or not"
+                )
             )
-        )
+        self.connection.interruption = None
 
     def collect(self, unsent: Iterable[UnsentMessage] = (), closed: bool = False) -> None:
         """Drop the channel because its connection is gone.  Never switches.
@@ -790,6 +795,7 @@ class Channel(DeclaringChannel):
         try:
             is_known = ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)
         except BaseException as exc:
+            self.connection.interruption = exc
             self.interrupted("an acknowledgement", exc)
             raise
         if not is_known:

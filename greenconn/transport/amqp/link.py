@@ -37,6 +37,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
     error_reason,
+    error_text,
 )
 from greenconn.green.deadline import Deadline, is_thrown
 from greenconn.green.hub import flush_at_exit, forget_at_fork
@@ -459,6 +460,8 @@ class AmqpLink(Link):
         self._secret: Secret | None = None
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
+        #: What came between two steps of a channel that belong together, until the channel has ended.
+        self.interruption: BaseException | None = None
         self.queues = KnownQueues(where, None)
         self._has_warned_of_qos = False
 
@@ -815,6 +818,7 @@ class AmqpLink(Link):
         if self.lost is not None:
             return
         super().end(exc, closed=closed)
+        self.interruption = None
         self._stop_heartbeat()
         if self._secret is not None:
             self._secret.stop(exc)
@@ -850,6 +854,11 @@ class AmqpLink(Link):
 
     def dispatch(self, methods: list[Method]) -> None:
         """Hand methods that the parser has read to their channels."""
+        if self.interruption is not None:
+            # The stack was full there, and these may be for other calls.
+            why = error_text(self.interruption, repr)
+            self.end(RecoverableConnectionError(f"{self.where}: a call was interrupted by {why}"))
+            return
         ids = 0
         try:
             for channel_id, ids, payload, header, body in methods:

@@ -320,6 +320,7 @@ class Publisher:
             write(frames)
         except BaseException as exc:
             # From a signal: the broker's count may not be ours any more.
+            self._link.interruption = exc
             self._channel.interrupted("a publish", exc)
             raise
 
@@ -383,6 +384,7 @@ class Publisher:
             )
         except BaseException as exc:
             # From a signal: it is unknown whether the broker counts.
+            self._link.interruption = exc
             self._channel.interrupted("a call", exc)
             raise
         if call is not None:

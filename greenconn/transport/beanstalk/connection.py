@@ -213,7 +213,7 @@ class Pipeline(PipelineLife):
 
     def _on_data(self, data: bytes) -> None:
         if self._interruption is not None:
-            self.interrupted(self._interruption)
+            self._end_interrupted(self._interruption)
             return
         callbacks = self._callbacks
         try:

@@ -661,9 +661,12 @@ class SlotPipeline(CommandPipeline):
             raise
 
     def _end_interrupted(self) -> None:
-        """End the link if a command was interrupted whose stack had no room for that."""
-        if self._interruption is not None:
-            self.interrupted(self._interruption)
+        """End the link if a command was interrupted."""
+        if (exc := self._interruption) is not None:
+            self._end(
+                LinkLost(f"{self.where}: a command was interrupted by {error_text(exc, repr)}")
+            )
+            self._interruption = None
 
     def _send(self, sent: Sent) -> None:
         assert self.node is not None
@@ -921,9 +924,13 @@ class SlotPipeline(CommandPipeline):
     # -- ending
 
     def interrupted(self, exc: BaseException) -> None:
-        """End the link, as an exception came between two steps that belong together."""
-        self._end(LinkLost(f"{self.where}: a command was interrupted by {error_text(exc, repr)}"))
-        self._interruption = None
+        """End the link, as an exception came between two steps that belong together.
+
+        Where the stack is full, what comes next ends it.
+        """
+        self._interruption = exc
+        if not isinstance(exc, RecursionError):
+            self._end_interrupted()
 
     def end(self, exc: BaseException) -> None:
         """End the link, since it is of no use any more.  Never switches."""
