@@ -140,10 +140,22 @@ def test_a_queue_that_was_missing_is_declared_again(connection: Connection, uniq
 def test_a_simple_buffer_is_made_again(connection: Connection, unique: str) -> None:
     """What its consumer was asking for when it was cancelled keeps nothing of it."""
     for number in range(3):
-        buffer = connection.SimpleBuffer(f"{unique}-b")
+        # An exchange that ends with its last binding may do so behind the next declaration.
+        buffer = connection.SimpleBuffer(f"{unique}-b", exchange_opts={"auto_delete": False})
         buffer.put(number)
         assert buffer.get(timeout=SOON).payload == number
         buffer.close()
+
+
+def test_a_queue_that_several_declare_at_once(connection: Connection, unique: str) -> None:
+    with ExitStack() as stack:
+        others = [stack.enter_context(connection.clone()).channel() for _ in range(4)]
+        for number in range(5):
+            name = f"{unique}-{number}"
+            queue = Queue(name, Exchange(name, "direct"), routing_key="a")
+            declaring = [gevent.spawn(queue(each).declare) for each in others]
+            assert [each.get(timeout=SOON) for each in declaring] == [name] * len(others)
+            queue(connection.channel()).delete()
 
 
 def test_a_queue_that_several_delete_at_once(connection: Connection, unique: str) -> None:

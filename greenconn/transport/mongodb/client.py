@@ -461,6 +461,18 @@ class Client:
         """
         return self.call_in(self._threads, function, *args, **kwargs)
 
+    def upsert(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call something of pymongo's that inserts what it does not find.  May switch.
+
+        Raises:
+            LinkLost, LoginRefused, pymongo.errors.PyMongoError: as :meth:`call`.
+        """
+        try:
+            return self.call(function, *args, **kwargs, upsert=True)
+        except errors.DuplicateKeyError:
+            # Another has inserted it meanwhile.  Servers from 4.2 on find that out by themselves.
+            return self.call(function, *args, **kwargs, upsert=True)
+
     def call_in(self, pool: CallPool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run :meth:`call` in a pool of the caller's own.  May switch."""
         try:

@@ -84,11 +84,10 @@ class Queues:
         return made
 
     def _make_queue(self, name: str, declaration: Declaration) -> Document:
-        document: Document = self._client.call(
+        document: Document = self._client.upsert(
             self._queues.find_one_and_update,
             {"_id": name},
             {"$setOnInsert": self._queue_document(declaration)},
-            upsert=True,
             return_document=ReturnDocument.AFTER,
         )
         return document
@@ -397,7 +396,7 @@ class MongoTopology(TopologyStore):
     def put(self, exchange: str, record: ExchangeRecord) -> None:
         document = {**record, "arguments": dumps(record["arguments"])}
         update = {"$setOnInsert": document}
-        self._client.call(self._exchanges.update_one, {"_id": exchange}, update, upsert=True)
+        self._client.upsert(self._exchanges.update_one, {"_id": exchange}, update)
         known = self._known(exchange)
         known.kind = record["type"]
         if known.rows is None:
@@ -461,7 +460,7 @@ class MongoTopology(TopologyStore):
                 # Where the queue expires, so does this.
                 document = self._client.call(self._queues.find_one, {"_id": row.queue}) or {}
                 data[EXPIRE_AT] = document.get(EXPIRE_AT)
-            self._client.call(self._routing.update_one, lookup, {"$set": data}, upsert=True)
+            self._client.upsert(self._routing.update_one, lookup, {"$set": data})
         self._known(exchange).note_change()
         if kind == "fanout" and not row.to_exchange and not self._options.fanout_lists:
             self._broadcast.listen(self._user, row.queue, exchange, self._wake)
