@@ -81,7 +81,11 @@ def by_key(body: Any, message: Message) -> Any:
 
 
 @pytest.mark.parametrize("hold", [None, "broker", "process"])
-def test_the_order_survives_retries(connection: Connection, unique: str, hold: Any) -> None:
+def test_the_order_survives_retries(
+    kind_url: str, connection: Connection, unique: str, hold: Any
+) -> None:
+    if kind_url.startswith("sqs:"):
+        pytest.skip("a standard queue of SQS is received from by several requests, in any order")
     record, queue = Record(failures=2), Queue(unique)
     publish(queue, connection, range(COUNT))
     retry = Retry(tries=3, delay=0.02, hold=hold)
