@@ -180,7 +180,7 @@ class Writer:
                 if sent < len(data):
                     self._keep([data], sent)
         except RecursionError:
-            raise
+            raise  # as for a flush
         except BaseException as exc:
             self._interrupted(exc)
             raise
@@ -236,10 +236,10 @@ class Writer:
                 slot.wait(deadline)
         finally:
             try:
-                if slot in self._waiters:
-                    self._waiters.remove(slot)  # killed, or out of time
-                elif not self._closed:
+                if slot.is_filled:
                     self._wake_next()
+                elif slot in self._waiters:
+                    self._waiters.remove(slot)  # killed, or out of time
                 self._update_must_wait()
             except BaseException as exc:
                 self._interrupted(exc)
@@ -266,7 +266,7 @@ class Writer:
         self._out.clear()
         self._tail.clear()
         self._offered = ()
-        self._before_flush.clear()
+        self._before_flush = []  # a new one, as the end of the turn may be amid the former
         self.pending = 0
         self.in_turn = False
         self._pacing = None
@@ -291,7 +291,7 @@ class Writer:
         try:
             self._run_before_flush()
         except RecursionError:
-            raise
+            raise  # the callbacks are left for the end of the turn
         except BaseException as exc:
             self._interrupted(exc)
             raise

@@ -1207,6 +1207,15 @@ def test_a_signal_amid_a_wait_keeps_no_other_writer_waiting(
     gevent.joinall(others)
 
 
+def test_a_callback_of_the_end_of_a_turn_that_ends_the_writer(line: Line) -> None:
+    called: list[int] = []
+    line.writer.before_flush(line.writer.close)
+    line.writer.before_flush(lambda: called.append(1))
+    yield_to_hub()
+    assert called == [1]
+    assert line.errors == []
+
+
 def test_a_signal_amid_the_end_of_a_turn_does_not_stop_the_writer(line: Line) -> None:
     called: list[int] = []
     for raised in signals(lambda: line.writer.before_flush(lambda: None)):
