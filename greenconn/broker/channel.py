@@ -934,8 +934,12 @@ class StoreChannel(StdChannel, Generic[L]):
         consumer_tag = plain_text(consumer_tag)
         consumer = self.consumers.get(consumer_tag)
         if consumer is not None:
-            self._forget(consumer)
-            self._cancelled(consumer)
+            try:
+                self._forget(consumer)
+                self._cancelled(consumer)
+            except BaseException:
+                self.consumers[consumer_tag] = consumer  # for the end of the channel to cancel
+                raise
         return consumer_tag
 
     @closes_channel

@@ -572,7 +572,11 @@ class Feed(ABC, Generic[M]):
 
     def _due(self) -> None:
         self._move(_DUE)
-        self.schedule()
+        try:
+            self.schedule()
+        except BaseException:
+            self._move(_IDLE)  # from a signal: it is due again with the next one that asks
+            raise
 
     @property
     def has_rivals(self) -> bool:
@@ -586,6 +590,8 @@ class Feed(ABC, Generic[M]):
             most: messages that one claim may take.
             others: queues that are still to come, and may need room on the same channels.
         """
+        if self.state is _IDLE:
+            self._move(_DUE)  # a signal came behind its schedule
         room = 0
         for consumer in self._turns.ready() if self._turns.first() is not None else ():
             own = min(consumer.room, most - room)
@@ -839,23 +845,27 @@ class StoreSubscriptions(Generic[F]):
         feed.coming += 1
         has_asked = False
         try:
-            others = feed.consumers
-            if any(each.exclusive for each in others) or (
-                consumer.exclusive and (others or feed.is_single_active)
-            ):
-                raise in_exclusive_use(feed.queue, channel.virtual_host)
-            has_asked = True
-            if not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
-                raise in_exclusive_use(feed.queue, channel.virtual_host)
-            channel.check_open()  # it may have been closed meanwhile
-            feed.join(consumer)
-        finally:
-            feed.coming -= 1
-            if not feed.is_used:
-                feed.retire()
-                self._consuming.left(feed)
-            elif has_asked and consumer not in feed.consumers:
-                self._consuming.left(feed)  # the broker may count it beside the others
+            try:
+                others = feed.consumers
+                if any(each.exclusive for each in others) or (
+                    consumer.exclusive and (others or feed.is_single_active)
+                ):
+                    raise in_exclusive_use(feed.queue, channel.virtual_host)
+                has_asked = True
+                if not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
+                    raise in_exclusive_use(feed.queue, channel.virtual_host)
+                channel.check_open()  # it may have been closed meanwhile
+                feed.join(consumer)
+            finally:
+                feed.coming -= 1
+                if not feed.is_used:
+                    feed.retire()
+                    self._consuming.left(feed)
+                elif has_asked and consumer not in feed.consumers:
+                    self._consuming.left(feed)  # the broker may count it beside the others
+        except BaseException:
+            self.left(consumer)  # a signal came behind its arrival, and it would never be cancelled
+            raise
 
     def left(self, consumer: Consumer) -> None:
         """Forget a consumer: its queue may be of no use any more.  Never switches."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 
 import gevent
 import pytest
 
 import greenconn
-from greenconn import Connection, Queue
+from greenconn import Connection, Consumer, Message, Queue
 from tests.fix_interrupts import Signal, signals
 
 SOON = 30.0
@@ -79,3 +80,35 @@ def test_later_calls_go_on_behind_a_signal(
             greenconn.publish(amid, number, connection=connection)
         for queue in (amid, behind):
             queue(connection.channel()).delete()
+
+
+def test_a_consumer_is_served_behind_a_signal_amid_another(
+    kind_url: str, unique: str, long: bool
+) -> None:
+    queue, step = Queue(unique), 5 if long else 25
+
+    def consume() -> None:
+        greenconn.publish(queue, "amid", connection=connection)
+        with connection.channel() as channel:
+            handled: list[object] = []
+
+            def handle(body: object, message: Message) -> None:
+                message.ack()
+                handled.append(body)
+
+            with Consumer(channel, [queue], callbacks=[handle], prefetch_count=3):
+                while not handled:
+                    connection.drain_events()
+
+    with Connection(kind_url) as connection:
+        told = connection.recoverable_connection_errors + connection.recoverable_channel_errors
+        runs = signals(consume, first=random.randint(1, step), step=step, between_calls=False)
+        for raised in runs:
+            assert raised is None or isinstance(raised, (Signal, *told))
+            with gevent.Timeout(SOON):
+                while True:
+                    # What the signal has ended may be told once.
+                    with suppress(*told):
+                        consume()
+                        break
+        queue(connection.channel()).delete()
