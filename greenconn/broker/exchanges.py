@@ -680,12 +680,13 @@ class BrokerState:
         exchange = self.exchanges[binding.source]
         if binding in exchange.bindings:
             return False
-        self._version += 1
-        exchange.bindings[binding] = None
-        exchange.rows = None
         exchange.router.add(binding)
+        self._version += 1
+        exchange.rows = None
         ending = self._ending.setdefault((binding.to_exchange, binding.destination), {})
         ending[binding] = None
+        # Last: what a signal has interrupted is not there, and is added again.
+        exchange.bindings[binding] = None
         return True
 
     def unbind(self, binding: Binding) -> bool:
@@ -703,7 +704,7 @@ class BrokerState:
             del self._ending[key]
         exchange = self.exchanges.get(binding.source)
         if exchange is not None:
-            del exchange.bindings[binding]
+            exchange.bindings.pop(binding, None)
             exchange.rows = None
             exchange.router.discard(binding)
             if exchange.auto_delete and not exchange.bindings:

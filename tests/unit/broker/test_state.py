@@ -7,6 +7,7 @@ import random
 import pytest
 
 from greenconn.broker.exchanges import CACHE_SIZE, Binding, BrokerState
+from tests.fix_interrupts import Signal, signals
 
 
 @pytest.fixture
@@ -119,3 +120,13 @@ def found(plain: dict[tuple[str, str, str, bool], Binding], start: str, key: str
                 seen.add(destination)
                 todo.append(destination)
     return queues
+
+
+@pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers"])
+def test_what_a_signal_keeps_from_being_bound_is_bound_again(state: BrokerState, kind: str) -> None:
+    for raised in signals(lambda: state.bind(Binding(kind, "q", "key"))):
+        assert raised is None or isinstance(raised, Signal)
+        state.bind(Binding(kind, "q", "key"))
+        assert state.route(kind, "key") == ("q",)
+        state.unbind(Binding(kind, "q", "key"))
+        assert state.route(kind, "key") == ()
