@@ -839,33 +839,36 @@ class StoreSubscriptions(Generic[F]):
         Raises:
             AccessRefused: it may not consume beside another one.
         """
-        channel = consumer.channel
-        # From now on the feed stays, even if its consumers leave during the call of the broker.
         feed = consumer.feed = self._consuming.feed(consumer.queue)
-        feed.coming += 1
-        has_asked = False
         try:
-            try:
-                others = feed.consumers
-                if any(each.exclusive for each in others) or (
-                    consumer.exclusive and (others or feed.is_single_active)
-                ):
-                    raise in_exclusive_use(feed.queue, channel.virtual_host)
-                has_asked = True
-                if not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
-                    raise in_exclusive_use(feed.queue, channel.virtual_host)
-                channel.check_open()  # it may have been closed meanwhile
-                feed.join(consumer)
-            finally:
-                feed.coming -= 1
-                if not feed.is_used:
-                    feed.retire()
-                    self._consuming.left(feed)
-                elif has_asked and consumer not in feed.consumers:
-                    self._consuming.left(feed)  # the broker may count it beside the others
+            self._join(consumer, feed)
         except BaseException:
             self.left(consumer)  # a signal came behind its arrival, and it would never be cancelled
             raise
+
+    def _join(self, consumer: Consumer, feed: F) -> None:
+        channel = consumer.channel
+        # From now on the feed stays, even if its consumers leave during the call of the broker.
+        feed.coming += 1
+        has_asked = False
+        try:
+            others = feed.consumers
+            if any(each.exclusive for each in others) or (
+                consumer.exclusive and (others or feed.is_single_active)
+            ):
+                raise in_exclusive_use(feed.queue, channel.virtual_host)
+            has_asked = True
+            if not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
+                raise in_exclusive_use(feed.queue, channel.virtual_host)
+            channel.check_open()  # it may have been closed meanwhile
+            feed.join(consumer)
+        finally:
+            feed.coming -= 1
+            if not feed.is_used:
+                feed.retire()
+                self._consuming.left(feed)
+            elif has_asked and consumer not in feed.consumers:
+                self._consuming.left(feed)  # the broker may count it beside the others
 
     def left(self, consumer: Consumer) -> None:
         """Forget a consumer: its queue may be of no use any more.  Never switches."""

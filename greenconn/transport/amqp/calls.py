@@ -113,7 +113,7 @@ class Call:
     def abandon(self) -> None:
         """Wait no more: the call keeps its place, so that its reply is not taken for another one's."""
         if self.slot.is_filled:
-            return  # with the end of the connection
+            return
         try:
             self.slot.wait(_ENDED)
         except TimeoutError:
@@ -435,10 +435,8 @@ class Pipeline:
     ) -> None:
         due, self._due = self._due, deque()
         for call in due:
-            if call.slot.is_filled:
-                call.undo_late_reply()
-            else:
-                call.abandon()
+            call.undo_late_reply()
+            call.abandon()
 
     @property
     def due(self) -> int:

@@ -315,7 +315,7 @@ class Channel(DeclaringChannel):
             return
         # Amid its opening it is left alone: the broker ends a connection that closes a channel which it
         # does not have.  If it has this one, its reply to the opening, which is undone, will tell.
-        if self.is_open or self.cause is not None:
+        if self.is_open:
             self.abort(
                 RecoverableChannelError(
                     f"channel {self.channel_id} was closed because {what} was interrupted by "
