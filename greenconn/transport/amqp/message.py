@@ -216,11 +216,11 @@ class Delivery(Message):
             except DecodeError:
                 self._leave_unread()
                 return
-            self._stage = _HEADER_READ
             _set_properties(self, properties)
             _set_headers(self, properties.get("application_headers") or {})
             _set_content_type(self, properties.get("content_type"))
             _set_content_encoding(self, properties.get("content_encoding"))
+            self._stage = _HEADER_READ
         if self._stage < stage:
             errors: list[Any] = []
             body: Any
