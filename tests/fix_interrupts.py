@@ -141,7 +141,7 @@ class Signal(BaseException):
 class SignalAt:
     """Runs a function with a :class:`Signal` before its n-th bytecode.
 
-    Only bytecodes of the package, in the greenlet that calls ``run``, are counted.
+    Only bytecodes of the package, in the greenlet that calls ``run`` or ``begin``, are counted.
 
     Arguments:
         number: of the bytecode.
@@ -164,6 +164,26 @@ class SignalAt:
         #: To which a function has just returned.
         self._returned_to: FrameType | None = None
 
+    def begin(self) -> None:
+        """Count from here on, in the greenlet that calls this and in what has called it."""
+        self._greenlet = getcurrent()
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            if self._is_meant(frame):
+                frame.f_trace = self._each
+                frame.f_trace_opcodes = True
+                frame.f_trace_lines = False
+            frame = frame.f_back
+        sys.settrace(self._begin)
+
+    def end(self) -> None:
+        """Count no more.  In any greenlet."""
+        sys.settrace(None)
+        self._latest.clear()
+
+    def _is_meant(self, frame: FrameType) -> bool:
+        return any(each in frame.f_code.co_filename for each in self._within)
+
     def run(self, function: Callable[[], Any]) -> BaseException | None:
         """Run *function*, and return what it raised."""
         former = sys.gettrace()
@@ -179,8 +199,7 @@ class SignalAt:
         return None
 
     def _begin(self, frame: FrameType, event: str, arg: object) -> Any:
-        is_ours = any(each in frame.f_code.co_filename for each in self._within)
-        if not is_ours or getcurrent() is not self._greenlet:
+        if not self._is_meant(frame) or getcurrent() is not self._greenlet:
             return None
         # First the function: Python 3.13 traces no bytecodes of a frame that has none yet.
         frame.f_trace = self._each

@@ -74,6 +74,8 @@ logger = logging.getLogger("greenconn.worker")
 STREAK: Final = 16
 #: Seconds by which a timer may go off too early.
 EARLY: Final = 0.001
+#: Seconds until a message is handled whose worker ended before it began.
+LOST_WORKER_PAUSE: Final = 0.01
 #: Idle workers that are kept, however few handlers may run at once.
 KEPT: Final = 16
 #: Seconds between two samples of the hub.  A block is measured too short by this at most.
@@ -152,43 +154,59 @@ class Dispatcher:
         self.received += 1
         self.last_at = monotonic()
         if not self._is_called and len(self._workers) < self.limit and not self.is_held:
-            self._is_called = True
             self._pool.submit(self)
+            self._is_called = True  # behind it: what a signal interrupts is called for again
 
     # Workers
 
     def work(self, worker: Worker) -> None:
-        """Handle messages until there are none.  In the greenlet of *worker*.  May switch."""
+        """Handle messages until there are none.  In the greenlet of *worker*.  May switch.
+
+        Raises:
+            BaseException: what ends the greenlet; :meth:`lose_worker` must follow.
+        """
         self._is_called = False
+        if len(self._workers) >= self.limit:
+            return  # called for twice
         self._workers[worker] = None
         inbox, ready, run = self.inbox, self._ready, self._run
-        try:
-            while True:
-                if ready and not self.is_held:
-                    load = ready.popleft()
-                elif not inbox or (load := self._next_load()) is None:
-                    break
-                worker.load = load
-                if inbox and not self._is_called and len(self._workers) < self.limit:
-                    self.call_worker()
-                run(load)
-                worker.load = None
-                worker.streak += 1
-                if worker.streak == STREAK:
-                    # Handlers that never wait would keep the hub from the broker.
-                    worker.streak = 0
-                    if monotonic() - worker.looked_at > CLOCK.pace:
-                        self._pool.turn()
-                        worker.looked_at = monotonic()
-        finally:
-            self.release_worker(worker)
+        while True:
+            if ready and not self.is_held:
+                # Without a call, behind which a signal could be raised: a message is in one place.
+                worker.load = load = ready[0]
+                del ready[0]
+            elif not inbox or (load := self._next_load(worker)) is None:
+                break
+            if inbox and not self._is_called and len(self._workers) < self.limit:
+                self.call_worker()
+            run(load)
+            worker.load = None
+            worker.streak += 1
+            if worker.streak == STREAK:
+                # Handlers that never wait would keep the hub from the broker.
+                worker.streak = 0
+                if monotonic() - worker.looked_at > CLOCK.pace:
+                    self._pool.turn()
+                    worker.looked_at = monotonic()
+        self._release_worker(worker)
 
-    def release_worker(self, worker: Worker) -> None:
-        """Note that *worker* is done here, or has ended.  A second call does nothing."""
-        worker.load = None
-        if worker not in self._workers:
-            return
-        del self._workers[worker]
+    def lose_worker(self, worker: Worker) -> None:
+        """Note that *worker* has ended, perhaps before it began, or before its message was handled."""
+        load, worker.load = worker.load, None
+        if load is not None and self._is_unhandled(load):
+            self.retry_later(load, LOST_WORKER_PAUSE)
+        self._is_called = False
+        self._release_worker(worker)
+
+    def _is_unhandled(self, load: Any) -> bool:
+        """Return whether *load* is still to be handled here, though its worker has ended."""
+        if self._consumer.is_ending or self.will_retry(load):
+            return False
+        handling = self._consumer.handling
+        return any(handling.is_unsettled(each) for each in self._messages_of(load))
+
+    def _release_worker(self, worker: Worker) -> None:
+        self._workers.pop(worker, None)
         if self.inbox or self._ready:
             self.call_worker()
         if self._consumer.is_ending and self.is_idle:
@@ -197,14 +215,14 @@ class Dispatcher:
     def call_worker(self) -> None:
         """Call for a worker if there is something to do for one more."""
         if not self._is_called and len(self._workers) < self.limit and self._has_work():
-            self._is_called = True
             self._pool.submit(self)
+            self._is_called = True
 
     def _has_work(self) -> bool:
         return bool(self.inbox) and not self.is_held
 
-    def _next_load(self) -> Any:
-        """Return what is to be handled next, though no load is ready; None where there is nothing."""
+    def _next_load(self, worker: Worker) -> Any:
+        """Give *worker* what is to be handled next, though no load is ready; None: there is nothing."""
         return None
 
     @property
@@ -434,8 +452,10 @@ class BatchDispatcher(Dispatcher):
             self.inbox = deque()
         self.received += 1
         self.last_at = monotonic()
-        self.inbox.append(message)
-        self._arrivals.append(CLOCK.monotonic())
+        now = CLOCK.monotonic()
+        # Without a call between them, behind which a signal could be raised.
+        self.inbox += (message,)
+        self._arrivals += (now,)
         if len(self.inbox) >= self._size_of_batch:
             self.call_worker()
         elif self._timer is None and not self.is_held:
@@ -471,13 +491,16 @@ class BatchDispatcher(Dispatcher):
         arrivals = self._arrivals
         return bool(arrivals) and CLOCK.monotonic() >= arrivals[0] + self._interval - EARLY
 
-    def _next_load(self) -> MessageBatch | None:
+    def _next_load(self, worker: Worker) -> MessageBatch | None:
         if not self._has_work():
             return None
-        count = min(len(self.inbox), self._size_of_batch)
-        batch = MessageBatch([self.inbox.popleft() for _ in range(count)])
-        for _ in range(count):
-            self._arrivals.popleft()
+        batch = worker.load = MessageBatch([])
+        left = min(len(self.inbox), self._size_of_batch)
+        while left:
+            # Without a call, as in ``work``.
+            batch.messages += (self.inbox[0],)
+            del self.inbox[0], self._arrivals[0]
+            left -= 1
         self._stop_timer()
         return batch
 
@@ -568,6 +591,8 @@ class Worker:
         self.streak = 0
         self.looked_at = monotonic()
         self.greenlet: Greenlet[..., Any] = spawn("worker", self._run)
+        # Also called if it ends before it runs.
+        self.greenlet.rawlink(self._ended)
 
     def _run(self) -> None:
         pool = self._pool
@@ -575,7 +600,6 @@ class Worker:
             while not self._is_dismissed:
                 dispatcher = pool.next_dispatcher(self)
                 if dispatcher is not None:
-                    self.dispatcher = dispatcher
                     dispatcher.work(self)
                     self.dispatcher = None
                 elif pool.park(self):
@@ -589,8 +613,11 @@ class Worker:
         finally:
             dispatcher, self.dispatcher = self.dispatcher, None
             if dispatcher is not None:
-                dispatcher.release_worker(self)
-            pool.forget(self)
+                dispatcher.lose_worker(self)
+
+    def _ended(self, _greenlet: object) -> None:
+        # In the hub.
+        self._pool.forget(self)
 
     def interrupt(self) -> None:
         """Interrupt the handler, and work no more.  Never switches."""
@@ -654,8 +681,11 @@ class WorkerPool:
 
     def _wake(self) -> None:
         if self._idle:
-            self._coming = worker = self._idle.pop()
-            get_hub().loop.run_callback(worker.greenlet.switch)
+            wake = get_hub().loop.run_callback
+            worker = self._idle[-1]
+            del self._idle[-1]  # no call comes before it is woken, behind which a signal is raised
+            wake(worker.greenlet.switch)
+            self._coming = worker
         else:
             self._count += 1
             self._coming = Worker(self)
@@ -663,12 +693,13 @@ class WorkerPool:
             self.monitor.start()
 
     def next_dispatcher(self, worker: Worker) -> Dispatcher | None:
-        """Return the dispatcher that has waited longest, and wake another worker for the others."""
+        """Give *worker* the dispatcher that has waited longest, and wake another for the others."""
         if self._coming is worker:
             self._coming = None
         if not self._dispatchers or self._turning:
             return None
-        dispatcher = self._dispatchers.popleft()
+        worker.dispatcher = dispatcher = self._dispatchers[0]
+        del self._dispatchers[0]
         if self._dispatchers and self._coming is None:
             self._wake()
         return dispatcher

@@ -237,7 +237,7 @@ class Handling:
                     self._end_turn(message)
         except BaseException as exc:
             self._note_exit(exc, message)
-            if self._keeps_order and not self._consumer.is_ending and self._is_unsettled(message):
+            if self._keeps_order and not self._consumer.is_ending and self.is_unsettled(message):
                 self._consumer.dispatcher.retry_later(message, FIRST_PAUSE)  # it keeps its place
                 raise
             self._note_return(message)
@@ -270,7 +270,7 @@ class Handling:
             restore_route(message)
         queue = self._consumer.queue_of(message)
         verdict, wait = self._admit().enter(message, queue, body)
-        if not self._no_ack and not self._is_unsettled(message):
+        if not self._no_ack and not self.is_unsettled(message):
             return False  # its channel was lost meanwhile
         if verdict is Verdict.BEGIN:
             return True
@@ -302,7 +302,7 @@ class Handling:
                 self._carry(message, queue, delay)
                 self._ack(message)
                 return
-            if not self._is_unsettled(message):
+            if not self.is_unsettled(message):
                 return
         self._admit().put_off(message)
         self._wait_here(message, delay)
@@ -419,7 +419,7 @@ class Handling:
 
     def _failed(self, message: Message, exc: BaseException) -> None:
         later = exc if isinstance(exc, RetryLater) and not self._no_ack else None
-        if not self._no_ack and not self._is_unsettled(message):
+        if not self._no_ack and not self.is_unsettled(message):
             self.failed += 1
             self._backoffs.pop(message, None)
             self._note_return(message)
@@ -534,7 +534,7 @@ class Handling:
         self._ack(message)
         return True
 
-    def _is_unsettled(self, message: Message) -> bool:
+    def is_unsettled(self, message: Message) -> bool:
         """Return whether it is unacked and can be settled; with its channel gone it is redelivered."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
@@ -563,7 +563,7 @@ class Handling:
 
     def _retry(self, message: Message, delay: float, *, has_failed: bool = True) -> None:
         """Have *message* handled again in *delay* seconds, unless the broker redelivers it."""
-        if not self._no_ack and not self._is_unsettled(message):
+        if not self._no_ack and not self.is_unsettled(message):
             # Its channel was lost while the failure was logged, or while a copy was on its way.
             self._backoffs.pop(message, None)
             return
@@ -715,7 +715,7 @@ class Handling:
                 message.delivery_tag,
                 extra=self._fields(message),
             )
-        if not self._is_unsettled(message):
+        if not self.is_unsettled(message):
             return
         end, target = self._end_of(message, exc)
         logger.warning(
@@ -748,7 +748,7 @@ class Handling:
             attempts: how often its handler has failed.
             target: as :meth:`_end_of` returns it.
         """
-        if not self._is_unsettled(message):
+        if not self.is_unsettled(message):
             return
         failed, queue = self._failed_messages, self._consumer.queue_of(message)
         if failed is not None and target is not None:
@@ -961,7 +961,7 @@ class BatchHandling(Handling):
             for each in batch.messages:
                 if each._state == "REQUEUED":
                     self._note_return(each)
-            batch.messages = [each for each in batch.messages if self._is_unsettled(each)]
+            batch.messages = [each for each in batch.messages if self.is_unsettled(each)]
         if batch.messages and isinstance(exc, Discard):
             self._discard(batch.messages, exc)
             return
@@ -1026,7 +1026,7 @@ class BatchHandling(Handling):
     def _retry_batch(self, load: MessageBatch, delay: float, *, has_failed: bool = True) -> None:
         if not self._no_ack:
             # Channels may have been lost while the failure was logged.
-            load.messages = [each for each in load.messages if self._is_unsettled(each)]
+            load.messages = [each for each in load.messages if self.is_unsettled(each)]
             if not load.messages:
                 return
         self.retried += len(load.messages)

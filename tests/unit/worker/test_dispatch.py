@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -12,6 +15,7 @@ from gevent.event import Event
 
 from greenconn.green.hub import yield_to_hub
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, MessageBatch, Worker, WorkerPool
+from tests.fix_interrupts import SignalAt, signals
 from tests.fix_wires import until
 
 #: Dispatchers that get a message in one turn of the hub.
@@ -36,7 +40,7 @@ def consumer_of(pool: WorkerPool, run: Any, **options: Any) -> Any:
     """A consumer of which *run* handles what comes, once at a time."""
     return SimpleNamespace(
         group=SimpleNamespace(pool=pool),
-        handling=SimpleNamespace(run=run),
+        handling=SimpleNamespace(run=run, is_unsettled=lambda message: False),
         options=SimpleNamespace(concurrency=1, **options),
         is_ending=False,
     )
@@ -183,4 +187,63 @@ def test_dispatchers_of_one_message_each_leave_the_hub_a_turn() -> None:
             dispatcher.put(0)
     counting.join(timeout=30)
     assert len(turns) > 20
+    end(pool)
+
+
+def dispatcher_of(is_batch: bool, pool: WorkerPool, handle: Callable[[int], object]) -> Dispatcher:
+    """A dispatcher of one message, or of batches of one."""
+    if not is_batch:
+        return Dispatcher(consumer_of(pool, handle))
+
+    def handle_batch(batch: MessageBatch) -> None:
+        for each in batch.messages:
+            handle(each)
+
+    return BatchDispatcher(consumer_of(pool, handle_batch, batch_size=1, batch_interval=60.0))
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_signal_amid_a_put_holds_up_no_later_message(is_batch: bool) -> None:
+    pool, done = WorkerPool(), list[int]()
+    dispatcher = dispatcher_of(is_batch, pool, done.append)
+    numbers = count()
+    for _ in signals(lambda: dispatcher.put(next(numbers)), between_calls=False):
+        behind = next(numbers)
+        dispatcher.put(behind)
+        until(partial(done.__contains__, behind))
+    assert len(done) == len(set(done))
+    end(pool)
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_signal_amid_a_worker_holds_up_no_message(
+    is_batch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *args: None)
+    pool, done = WorkerPool(), list[int]()
+    struck = SignalAt(1)
+
+    def handle(number: int) -> None:
+        done.append(number)
+        if number == 0:
+            struck.begin()
+
+    place, has_struck = 1, True
+    while has_struck:
+        struck = SignalAt(place, between_calls=False)
+        dispatcher = dispatcher_of(is_batch, pool, handle)
+        # What no handler has seen is unsettled.
+        handling: Any = dispatcher._consumer.handling
+        handling.is_unsettled = lambda number: number not in done
+        for number in range(3):
+            dispatcher.put(number)
+        until(lambda: len(done) == 3)
+        struck.end()
+        has_struck, place = struck.left <= 0, place + 1
+        for number in range(3, 6):
+            dispatcher.put(number)
+        until(lambda: len(done) == 6)
+        assert sorted(done) == [0, 1, 2, 3, 4, 5]
+        until(partial(getattr, dispatcher, "is_idle"))
+        done.clear()
     end(pool)
