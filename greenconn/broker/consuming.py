@@ -39,6 +39,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
+from gevent import get_hub
+
 from greenconn.abc import Sink
 from greenconn.broker.envelope import Contents, Delivery, Envelope, contents_in, contents_of_head
 from greenconn.broker.errors import Method, in_exclusive_use
@@ -575,7 +577,8 @@ class Feed(ABC, Generic[M]):
         try:
             self.schedule()
         except BaseException:
-            self._move(_IDLE)  # from a signal: it is due again with the next one that asks
+            self._move(_IDLE)  # from a signal
+            get_hub().loop.run_callback(self.serve)
             raise
 
     @property

@@ -145,22 +145,28 @@ class Deliveries:
                 return
             self._channel.check_open()
         if multiple:
-            self._free(self._acked_each(self._up_to(tag)))
+            self._ack_all(self._up_to(tag))
             return
-        delivery = self.unacked.pop(tag, None)
+        delivery = self.unacked.get(tag)
         if delivery is None:
             raise unknown_delivery_tag(tag, Method.BASIC_ACK)
-        if delivery.is_held:
-            self._acknowledger.ack(delivery)
-        consumer = delivery.consumer
-        if consumer is not None and not consumer.no_ack:
-            consumer.unacked -= 1
-            prefetch = self._prefetch
-            prefetch.in_flight -= 1
-            if prefetch.limit:
-                self._channel.serve()
-            elif consumer.is_parked:
-                consumer.wake()
+        try:
+            del self.unacked[tag]
+            if delivery.is_held:
+                self._acknowledger.ack(delivery)
+            consumer = delivery.consumer
+            if consumer is not None and not consumer.no_ack:
+                consumer.unacked -= 1
+                prefetch = self._prefetch
+                prefetch.in_flight -= 1
+                if prefetch.limit:
+                    self._channel.serve()
+                elif consumer.is_parked:
+                    consumer.wake()
+        except BaseException as exc:
+            if not self._link.settling_may_fail:
+                self._link.interrupted(exc)
+            raise
 
     def replace(self, tag: Any, queue: str, replace: Callable[[Any], object]) -> bool:
         """Call *replace* with a delivery from *queue*, which settles it.  Never switches.
@@ -200,7 +206,7 @@ class Deliveries:
         if multiple:
             self._refuse(self._up_to(tag), requeue)
             return
-        delivery = self.unacked.pop(tag, None)
+        delivery = self.unacked.get(tag)
         if delivery is None:
             raise unknown_delivery_tag(tag, Method.BASIC_REJECT)
         self._refuse([delivery], requeue)
@@ -219,7 +225,7 @@ class Deliveries:
         if self._channel.cause is not None:
             return
         self._channel.check_open()
-        delivery = self.unacked.pop(tag, None)
+        delivery = self.unacked.get(tag)
         if delivery is not None:
             self._refuse([delivery], True, (tag,))
 
@@ -253,6 +259,14 @@ class Deliveries:
         if delivery is not None:
             self._free([delivery])
 
+    def _ack_all(self, deliveries: list[Any]) -> None:
+        try:
+            self._free(self._acked_each(deliveries))
+        except BaseException as exc:
+            if not self._link.settling_may_fail:
+                self._link.interrupted(exc)
+            raise
+
     def _acked(self, delivery: Any) -> Any:
         if delivery.is_held and self._link.lost is None:
             self._acknowledger.ack(delivery)
@@ -261,6 +275,8 @@ class Deliveries:
     def _acked_each(self, deliveries: Iterable[Any]) -> Iterator[Any]:
         """Ack and yield each delivery; if one fails, it and the rest stay unacked."""
         left = deque(deliveries)
+        for each in left:
+            self.unacked.pop(each.delivery_tag, None)
         try:
             while left:
                 self._acked(left[0])
@@ -273,15 +289,22 @@ class Deliveries:
         self, deliveries: list[Any], requeue: bool, unhandled: Collection[Any] = ()
     ) -> None:
         try:
+            for each in deliveries:
+                self.unacked.pop(each.delivery_tag, None)
             if requeue:
                 self._acknowledger.requeue(deliveries, unhandled)
             else:
                 self._acknowledger.dead_letter(deliveries, "rejected")
-        except BaseException:
-            # The acknowledger has put back those that it did not send.
-            self._free([each for each in deliveries if each.delivery_tag not in self.unacked])
+            self._free(deliveries)
+        except BaseException as exc:
+            if self._link.settling_may_fail:
+                # The acknowledger has put back those that it did not settle.
+                self._free([each for each in deliveries if each.delivery_tag not in self.unacked])
+            else:
+                for each in deliveries:
+                    self.unacked.setdefault(each.delivery_tag, each)
+                self._link.interrupted(exc)
             raise
-        self._free(deliveries)
 
     def _free(self, deliveries: Iterable[Any]) -> None:
         """Count settled deliveries off the prefetch, and wake the consumers that have room again."""
@@ -300,7 +323,7 @@ class Deliveries:
                 consumer.wake()
 
     def _up_to(self, tag: Any) -> list[Any]:
-        """Take out and return all deliveries up to *tag*, or all for tag 0, save those without acks."""
+        """Return all deliveries up to *tag*, or all for tag 0, save those without acks."""
         unacked = self.unacked
         tags = [
             name
@@ -311,7 +334,7 @@ class Deliveries:
             if tag not in tags:
                 raise unknown_delivery_tag(tag, Method.BASIC_ACK)
             del tags[tags.index(tag) + 1 :]
-        return [unacked.pop(each) for each in tags]
+        return [unacked[each] for each in tags]
 
     # -- the end of consumers
 
@@ -325,7 +348,7 @@ class Deliveries:
 
         Never switches.
         """
-        backlog = [self.unacked.pop(each.delivery_tag, None) for each in consumer.backlog]
+        backlog = [self.unacked.get(each.delivery_tag) for each in consumer.backlog]
         found = [each for each in backlog if each is not None]
         if found:
             consumer.forget_backlog()
@@ -337,8 +360,8 @@ class Deliveries:
         self._free(self._acked_each(self._unseen(consumer)))
 
     def _unseen(self, consumer: Consumer) -> list[Any]:
-        """Stop a consumer, and take out and return its deliveries that no handler has seen."""
-        found = (self.unacked.pop(each.delivery_tag, None) for each in consumer.stop())
+        """Stop a consumer, and return its deliveries that no handler has seen."""
+        found = (self.unacked.get(each.delivery_tag) for each in consumer.stop())
         return [each for each in found if each is not None]
 
     def release(self, consumers: Iterable[Consumer]) -> None:

@@ -92,9 +92,11 @@ class BrokerLink(Link):
         settlements: sends the acks, requeues and rejects of its channels.
         subscriptions: the queues that its channels consume from.
         topology: the exchanges and bindings that are shared with other processes; None: they are not.
+        settling_may_fail: whether an ack, requeue or reject may switch, and raise.
     """
 
     channel_max = CHANNEL_MAX
+    settling_may_fail: ClassVar[bool] = False
     owner: str
     state: BrokerState
     directory: Directory
@@ -274,6 +276,16 @@ class BrokerLink(Link):
         super().end(exc, closed=closed)
         for channel in list(self.channels.values()):
             channel.end(exc)
+
+    def interrupted(self, exc: BaseException) -> None:
+        """End the link, as a step that never switches was left halfway.  Never switches.
+
+        A signal whose handler raises does that, or a stack that is full.  What was delivered goes back,
+        and the consumers begin anew.
+        """
+        lost = RecoverableConnectionError(f"a call was interrupted by {error_text(exc, repr)}")
+        lost.__cause__ = exc
+        self.end(lost)
 
 
 class ForkHandler:

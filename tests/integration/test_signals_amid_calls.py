@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import gevent
 import pytest
 
 import greenconn
 from greenconn import Connection, Consumer, Message, Queue
-from tests.fix_interrupts import Signal, signals
+from tests.fix_interrupts import Signal, SignalAt, signals
+from tests.fix_wires import until
 
 SOON = 30.0
 
@@ -112,3 +114,84 @@ def test_a_consumer_is_served_behind_a_signal_amid_another(
                         consume()
                         break
         queue(connection.channel()).delete()
+
+
+def test_a_consumer_is_served_behind_a_signal_amid_a_publish(
+    kind_url: str, unique: str, long: bool
+) -> None:
+    step, seen = 1 if long else 15, set[str]()
+    with Connection(kind_url) as connection:
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: seen.add(body), connection=connection, prefetch_count=1
+        )
+
+        def publish() -> None:
+            greenconn.publish(unique, "amid", connection=connection)
+
+        runs = signals(publish, first=random.randint(1, step), step=step, between_calls=False)
+        for number, raised in enumerate(runs):
+            assert raised is None or isinstance(raised, Signal)
+            greenconn.publish(unique, f"behind-{number}", connection=connection)
+            until(partial(seen.__contains__, f"behind-{number}"), SOON)
+        consumer.stop(timeout=SOON)
+        Queue(unique)(connection.channel()).delete()
+
+
+def fail(message: Message) -> None:
+    raise ValueError
+
+
+#: What a handler does with its message.
+OUTCOMES: dict[str, Callable[[Message], object]] = {
+    "return": lambda message: None,
+    "ack": lambda message: message.ack(),
+    "requeue": lambda message: message.requeue(),
+    "fail": fail,
+}
+
+
+class Armed:
+    """A handler behind which a signal is raised: behind its first call for the message ``amid``."""
+
+    def __init__(self, signal: SignalAt, outcome: Callable[[Message], object]) -> None:
+        self.seen: set[str] = set()
+        self._signal = signal
+        self._outcome = outcome
+
+    def __call__(self, body: str, message: Message) -> None:
+        is_first = body == "amid" and body not in self.seen
+        self.seen.add(body)
+        if is_first:
+            self._signal.begin()
+            self._outcome(message)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_consumer_is_served_behind_a_signal_amid_its_worker(
+    kind_url: str, unique: str, outcome: str, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one message, so that none is left behind one that is not settled."""
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *args: None)
+    step = 7 if long else 40
+    number = random.randint(1, step)
+    has_struck = True
+    while has_struck:
+        signal = SignalAt(number, between_calls=False)
+        handler = Armed(signal, OUTCOMES[outcome])
+        with Connection(kind_url) as connection:
+            retry = greenconn.Retry(tries=2, delay=0.001)
+            consumer = greenconn.spawn_consumer(
+                unique, handler, connection=connection, prefetch_count=1, retry=retry
+            )
+            try:
+                for body in ("amid", "behind"):
+                    greenconn.publish(unique, body, connection=connection)
+                until(partial(handler.seen.__contains__, "behind"), SOON)
+            finally:
+                signal.end()
+            has_struck = signal.left <= 0
+            greenconn.publish(unique, "later", connection=connection)
+            until(partial(handler.seen.__contains__, "later"), SOON)
+            consumer.stop(timeout=SOON)
+            Queue(unique)(connection.channel()).delete()
+        number += step

@@ -415,6 +415,7 @@ class HookedLink(StoreLink):
         transport: says how often to look.
     """
 
+    settling_may_fail = True
     store: HookStore
 
     def __init__(self, transport: HookedTransport) -> None:

@@ -67,6 +67,7 @@ class Entry(Struct, eq=False):
         envelope: the published message.  Its queues share it, so it must not be changed.
         position: where in the queue it came; a message that is given back returns to this place.
         expires_at: when it is too old to be delivered, by the broker's clock; None never.
+        is_back: it waits again, behind a delivery.
         size: bytes of the body, where the queue counts them.
     """
 
@@ -78,6 +79,7 @@ class Entry(Struct, eq=False):
     expires_at: float | None = None
     priority: int = 0
     redelivered: bool = False
+    is_back: bool = False
     size: int = 0
 
 
@@ -123,17 +125,21 @@ class WaitingMessages:
         self.size += entry.size
 
     def put_back(self, entry: Entry) -> None:
-        """Take back one that was taken out, to the place where it was."""
-        heappush(self._lanes[entry.priority].returned, (entry.position, entry))
-        self._filled |= 1 << entry.priority
+        """Take back one that was taken out, to the place where it was; once, if it is repeated."""
+        if entry.is_back:
+            return
+        returned, filled = self._lanes[entry.priority].returned, 1 << entry.priority
+        # In one step with the call: a signal is raised behind it.
+        entry.is_back = True
+        self._filled |= filled
         self.count += 1
         self.size += entry.size
+        heappush(returned, (entry.position, entry))
 
-    def take(self) -> Entry:
-        """Take out the one whose turn it is.  There must be one."""
-        return self._take_from(self._filled.bit_length() - 1)
-
-    def _take_from(self, priority: int) -> Entry:
+    def take(self, priority: int | None = None) -> Entry:
+        """Take out the one whose turn it is, of all or of those of *priority*.  There must be one."""
+        if priority is None:
+            priority = self._filled.bit_length() - 1
         lane = self._lanes[priority]
         fresh, returned = lane.fresh, lane.returned
         # What changes the lane comes last: a signal is raised behind a call.
@@ -143,6 +149,7 @@ class WaitingMessages:
                 self._filled &= ~(1 << priority)
             self.count -= 1
             self.size -= entry.size
+            entry.is_back = False
             heappop(returned)
         else:
             entry = fresh[0]
@@ -150,7 +157,7 @@ class WaitingMessages:
                 self._filled &= ~(1 << priority)
             self.count -= 1
             self.size -= entry.size
-            fresh.popleft()
+            del fresh[0]
         return entry
 
     def _filled_priorities(self) -> Iterator[int]:
@@ -170,7 +177,7 @@ class WaitingMessages:
         for priority in self._filled_priorities():
             expires_at = self._lanes[priority].head().expires_at
             if expires_at is not None and expires_at <= now:
-                return self._take_from(priority)
+                return self.take(priority)
         return None
 
     def clear(self) -> int:
@@ -385,7 +392,11 @@ class Queue:
         if not self.store.count:
             consumer = self._turns.first()
             if consumer is not None:
-                self._deliver(consumer, entry)
+                try:
+                    self._deliver(consumer, entry)
+                except BaseException as exc:
+                    consumer.channel.connection.interrupted(exc)
+                    raise
                 return True
         self.store.add(entry)
         if entry.expires_at is not None or self._is_ruled:
@@ -474,9 +485,23 @@ class Queue:
             consumer = self._turns.first()
             if consumer is None:
                 return
-            self._deliver(consumer, store.take())
+            entry = store.take()
+            try:
+                self._deliver(consumer, entry)
+            except BaseException as exc:
+                self._interrupted(consumer, entry, exc)
+                raise
         if self._may_expire:
             self._watch_expiry()
+
+    def _interrupted(self, consumer: Consumer, entry: Entry, exc: BaseException) -> None:
+        """Put back *entry*, whose delivery a signal has interrupted, and end the consumer's link."""
+        unacked = consumer.channel.deliveries.unacked.values()
+        if not any(each.entry is entry for each in unacked):
+            self.put_back([entry])
+        link = consumer.channel.connection
+        link.interrupted(exc)  # which puts back what the consumer has
+        get_hub().loop.run_callback(self.settle)
 
     def _deliver(self, consumer: Consumer, entry: Entry) -> None:
         if len(self.consumers) > 1:
@@ -500,7 +525,12 @@ class Queue:
         if not self.policy.is_single_active or next(iter(consumers)) is consumer:
             if self.store.count and not self._may_expire:
                 # No other consumer has room, or none would wait: the next one is for this one.
-                self._deliver(consumer, self.store.take())
+                entry = self.store.take()
+                try:
+                    self._deliver(consumer, entry)
+                except BaseException as exc:
+                    self._interrupted(consumer, entry, exc)
+                    raise
             else:
                 self._turns.add(consumer)
             if self.store.count and not consumer.is_parked:

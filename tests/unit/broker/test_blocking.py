@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
-from greenconn.green import supervisor
 from greenconn.green.deadline import Deadline
-from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
@@ -178,35 +174,3 @@ def test_settlements_that_are_interrupted_end_the_link(
         got[0].ack()
         until(lambda: link.lost is not None)
     assert "settling messages failed: KeyboardInterrupt()" in str(link.lost)
-
-
-@pytest.mark.parametrize("has_begun", [True, False])
-def test_a_caller_that_is_interrupted_does_not_let_the_store_be_called_twice(
-    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, has_begun: bool
-) -> None:
-    """The interruption comes when the greenlet is spawned and not noted yet."""
-    channel, got = taken(connect, 2)
-    link = channel.connection
-    may_go = Event()
-
-    def interrupted(name: str, function: Callable[[], None]) -> None:
-        spawn(name, function)
-        raise KeyboardInterrupt
-
-    fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
-    with monkeypatch.context() as patched:
-        patched.setattr(supervisor, "spawn", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            got[0].ack()
-    if has_begun:
-        until(lambda: settled(fake_broker))
-    got[1].ack()
-    until(lambda: settled(fake_broker))
-    for _ in range(3):
-        gevent.sleep(0)
-    assert (len(settled(fake_broker)), link.settlements.is_busy) == (1, True)
-    may_go.set()
-    link.settlements.wait(Deadline(30))
-    until(lambda: not link.settlements.is_busy)
-    handles = [answer.message.handle for each in settled(fake_broker) for answer in each]
-    assert handles == [each.handle for each in got]

@@ -13,6 +13,7 @@ from greenconn.broker.consuming import Consumer, Prefetch
 from greenconn.broker.deliveries import Deliveries
 from greenconn.broker.link import StoreLink
 from greenconn.exceptions import PreconditionFailed, RecoverableConnectionError, WrongHub
+from tests.fix_interrupts import Signal
 from tests.unit.broker.conftest import Opener
 
 
@@ -162,16 +163,39 @@ def test_turns_count_messages_under_the_limit_of_a_channel() -> None:
 
 
 @pytest.mark.parametrize("requeue", [False, True])
-def test_an_interrupted_reject_frees_the_prefetch(
+def test_a_reject_that_fails_frees_the_prefetch(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, requeue: bool
 ) -> None:
     def interrupt(deliveries: Iterable[Any], *reason: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench.acknowledger, "requeue" if requeue else "dead_letter", interrupt)
+    monkeypatch.setattr(StoreLink, "settling_may_fail", True)
     with pytest.raises(KeyboardInterrupt):
         bench.deliveries.reject("b", requeue, multiple=True)
     assert (bench.held, bench.in_flight) == ("c", (1, 1))
+    assert bench.channel.is_open
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+@pytest.mark.parametrize("how", ["ack", "requeue", "dead_letter"])
+def test_a_signal_amid_a_settlement_ends_the_link(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str, multiple: bool
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise Signal
+
+    monkeypatch.setattr(bench.acknowledger, how, interrupt)
+    with pytest.raises(Signal):
+        if how == "ack":
+            bench.deliveries.ack("b", multiple)
+        else:
+            bench.deliveries.reject("b", how == "requeue", multiple=multiple)
+    # What is not settled goes back with it.
+    assert "c" in bench.held
+    assert isinstance(bench.channel.connection.lost, RecoverableConnectionError)
+    with pytest.raises(RecoverableConnectionError, match="interrupted by Signal"):
+        bench.channel.check_open()
 
 
 def test_a_multiple_ack_that_is_interrupted_keeps_the_rest(
