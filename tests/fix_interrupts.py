@@ -181,6 +181,9 @@ class SignalAt:
         sys.settrace(None)
         self._latest.clear()
 
+    def _is_here(self) -> bool:
+        return getcurrent() is self._greenlet
+
     def _is_meant(self, frame: FrameType) -> bool:
         return any(each in frame.f_code.co_filename for each in self._within)
 
@@ -199,7 +202,7 @@ class SignalAt:
         return None
 
     def _begin(self, frame: FrameType, event: str, arg: object) -> Any:
-        if not self._is_meant(frame) or getcurrent() is not self._greenlet:
+        if not self._is_meant(frame) or not self._is_here():
             return None
         # First the function: Python 3.13 traces no bytecodes of a frame that has none yet.
         frame.f_trace = self._each
@@ -208,7 +211,7 @@ class SignalAt:
         return self._each
 
     def _each(self, frame: FrameType, event: str, arg: object) -> Any:
-        if getcurrent() is not self._greenlet:
+        if not self._is_here():
             return self._each
         if event == "return":
             self._latest.pop(frame, None)
@@ -225,6 +228,17 @@ class SignalAt:
         self._latest[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
         has_returned, self._returned_to = self._returned_to is frame, None
         return before is None or (before.startswith("CALL") and not has_returned)
+
+
+class SignalInLibrary(SignalAt):
+    """The same in the greenlets of the library, in what is called from :meth:`begin` on."""
+
+    def begin(self) -> None:
+        """Count from here on."""
+        sys.settrace(self._begin)
+
+    def _is_here(self) -> bool:
+        return getattr(getcurrent(), "name", "").startswith("greenconn:")
 
 
 def signals(

@@ -19,7 +19,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from gevent import get_hub, getcurrent, sleep
+from gevent import get_hub, sleep
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
@@ -41,7 +41,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import end_all, spawn
+from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
 
 if TYPE_CHECKING:
@@ -897,11 +897,10 @@ class PutBatcher:
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._pending: deque[tuple[Completion, Entry]] = deque()
-        self._greenlets: set[Greenlet[..., Any]] = set()
-        #: Those of them that have nothing to store, for now.
+        #: What each greenlet is storing.
+        self._batches: dict[Greenlet[..., Any], list[tuple[Completion, Entry]]] = {}
+        #: Greenlets that have nothing to store, for now.
         self._lingering = 0
-        #: What is being stored, one list for each greenlet.
-        self._batches: list[list[tuple[Completion, Entry]]] = []
 
     def put(self, entries: Sequence[Entry], done: Completion) -> None:
         """Store the entries of one message; *done* gets None, or why it is not.  Never switches."""
@@ -910,26 +909,36 @@ class PutBatcher:
         for entry in entries:
             self._pending.append((done, entry))
         is_awaited = len(self._pending) <= self._lingering
-        if not is_awaited and len(self._greenlets) < self._link.store.put_calls:
-            self._greenlets.add(spawn("put", self._run))
+        if not is_awaited and len(self._batches) < self._link.store.put_calls:
+            self._start()
+
+    def _start(self) -> None:
+        greenlet = spawn("put", self._run)
+        self._batches[greenlet] = []
+        greenlet.rawlink(self._ended)
 
     @property
     def is_busy(self) -> bool:
         """Whether something is not stored yet."""
-        return bool(self._pending or self._batches)
+        return bool(self._pending) or any(self._batches.values())
 
     def stop(self, exc: BaseException) -> None:
         """Stop, as the link has ended: no message is stored any more.  Never switches."""
         pending, self._pending = self._pending, deque()
-        for batch in (*self._batches, pending):
+        for batch in (*self._batches.values(), pending):
             for done, _ in batch:
                 done.offer(exc)
-        end_all(self._greenlets)
+        end_all(self._batches)
 
-    def _take(self) -> list[tuple[Completion, Entry]]:
-        """Take what one call may store; a publisher that has left wants nothing any more."""
+    def _ended(self, greenlet: Greenlet[..., Any]) -> None:
+        # In the hub.  A signal may have ended it, also before it began.
+        if greenlet.exception is not None and self._link.lost is None:
+            self._link.end_unexpectedly(greenlet.exception, "storing messages")
+        self._batches.pop(greenlet, None)
+
+    def _take(self, batch: list[tuple[Completion, Entry]]) -> None:
+        """Add to *batch* what one call may store; a publisher that has left wants nothing any more."""
         store, pending = self._link.store, self._pending
-        batch: list[tuple[Completion, Entry]] = []
         size = 0
         while pending and len(batch) < store.put_limit:
             done, entry = pending[0]
@@ -942,17 +951,19 @@ class PutBatcher:
                 break
             if isinstance(done, CopyOutcomes):
                 done.is_begun = True
-            batch.append(pending.popleft())
-        return batch
+            # Without a call, behind which a signal could be raised: it is in one of them.
+            batch += (pending[0],)
+            del pending[0]
 
     def _run(self) -> None:
-        try:
-            while self._pending or self._is_continued():
-                batch = self._take()
-                if batch:
-                    self._store(batch)
-        finally:
-            self._greenlets.discard(getcurrent())
+        greenlet = current()
+        batch = self._batches.setdefault(greenlet, [])
+        while self._pending or self._is_continued():
+            self._take(batch)
+            if batch:
+                self._store(batch)
+                batch.clear()
+        del self._batches[greenlet]
 
     def _is_continued(self) -> bool:
         """Return whether there is more once those have run who waited for what is stored now.
@@ -973,7 +984,6 @@ class PutBatcher:
         if seconds is not None:
             watch = get_hub().loop.timer(seconds)
             watch.start(link.no_reply, "storing messages", update=True)
-        self._batches.append(batch)
         try:
             errors = link.store.put(list(map(_ENTRY, batch)))
         except BaseException as exc:
@@ -984,7 +994,6 @@ class PutBatcher:
                 raise
             return
         finally:
-            self._batches.remove(batch)
             if watch is not None:
                 watch.close()
         for (done, entry), error in zip(batch, errors, strict=True):

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from time import monotonic
@@ -224,15 +225,16 @@ class Slot(Generic[T]):
         """Fill the slot; return False if the waiter has left, or the slot was filled before."""
         if self._state != _EMPTY:
             return False
-        # The content first: a signal between the two lines leaves a slot that is not filled.
+        # The content first, and no call between the state and the wake-up, behind which a signal is
+        # raised: the slot is filled and its waiter is woken, or neither.
         self._content = value
+        if self._wake is None:
+            self._state = _VALUE
+            return True
+        loop = self._hub.loop
+        wake = loop.run_callback if get_hub() is self._hub else loop.run_callback_threadsafe
         self._state = _VALUE
-        if self._wake is not None:
-            hub = self._hub
-            if get_hub() is hub:
-                self._waking = hub.loop.run_callback(self._wake)
-            else:
-                self._waking = hub.loop.run_callback_threadsafe(self._wake)
+        self._waking = wake(self._wake)
         return True
 
     def fail(self, exc: BaseException) -> bool:
@@ -240,13 +242,13 @@ class Slot(Generic[T]):
         if self._state != _EMPTY:
             return False
         self._content = exc
+        if self._wake is None:
+            self._state = _ERROR
+            return True
+        loop = self._hub.loop
+        wake = loop.run_callback if get_hub() is self._hub else loop.run_callback_threadsafe
         self._state = _ERROR
-        if self._wake is not None:
-            hub = self._hub
-            if get_hub() is hub:
-                self._waking = hub.loop.run_callback(self._wake)
-            else:
-                self._waking = hub.loop.run_callback_threadsafe(self._wake)
+        self._waking = wake(self._wake)
         return True
 
     def exchange(self, value: T) -> T:
@@ -490,11 +492,13 @@ class FairLock:
 class _Flight:
     """One execution, and those who wait for its outcome in the order in which they came."""
 
-    __slots__ = ("error", "greenlet", "result", "traceback", "waiters", "waits_for")
+    __slots__ = ("error", "greenlet", "is_over", "result", "traceback", "waiters", "waits_for")
 
     def __init__(self) -> None:
         self.waiters: dict[Slot[None], None] = {}
         self.greenlet: Greenlet[..., Any] | None = None
+        #: The waiters have their result.
+        self.is_over = False
         self.result: Any  # only without an error
         self.error: BaseException | None = None
         self.traceback: TracebackType | None = None
@@ -552,6 +556,7 @@ class SingleFlight:
         if flight is None or flight.has_ended:
             flight = _Flight()
             flight.greenlet = spawn(self._name, self._fly, key, flight, function)
+            flight.greenlet.rawlink(partial(self._ended, key, flight))
             # Behind it, so that a signal between the two leaves no flight that never ends.
             self._flights[key] = flight
         elif mine is not None:
@@ -601,12 +606,27 @@ class SingleFlight:
             flight.error = exc
             flight.traceback = exc.__traceback__
         finally:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-            for slot in flight.waiters:
-                slot.offer(None)
-            if not flight.waiters:
-                flight.drop_error()
+            self._end(key, flight)
+
+    def _end(self, key: Hashable, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        for slot in flight.waiters:
+            slot.offer(None)
+        if not flight.waiters:
+            flight.drop_error()
+        flight.is_over = True
+
+    def _ended(self, key: Hashable, flight: _Flight, greenlet: Greenlet[..., Any]) -> None:
+        # In the hub.  A signal may have ended it before it told its waiters, or before it began.
+        if flight.is_over:
+            return
+        if flight.error is None and not hasattr(flight, "result"):
+            exc = greenlet.exception or greenlet.value
+            flight.error = OperationalError(
+                f"{self._name} for {key!r} was killed ({error_text(exc, repr)})"
+            )
+        self._end(key, flight)
 
 
 def _check_circle(key: Hashable, flight: _Flight, mine: _Flight) -> None:

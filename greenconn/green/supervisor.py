@@ -183,6 +183,7 @@ class OnDemand:
         if greenlet is None or greenlet.dead:
             # It runs behind all that can run now.
             self._greenlet = spawn(self._name, self._run)
+            self._greenlet.rawlink(self._ended)
 
     def end(self) -> None:
         """End the greenlet, unless it is the one that calls.  Never switches."""
@@ -190,6 +191,11 @@ class OnDemand:
         if greenlet is not None and greenlet is not getcurrent():
             self._greenlet = None
             end(greenlet)
+
+    def _ended(self, greenlet: Greenlet[..., Any]) -> None:
+        # In the hub.  What a signal has ended, perhaps before it began, has left work.
+        if greenlet.exception is not None:
+            self.start()
 
     def _run(self) -> None:
         running: Any = getcurrent()

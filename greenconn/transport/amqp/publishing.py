@@ -210,6 +210,11 @@ class ConfirmSequencer:
             tags.append(each)
         return [outstanding.pop(each) for each in tags]
 
+    def restore(self, publishes: Iterable[PendingConfirm]) -> None:
+        """Take back what was settled and not told, as the channel is about to end."""
+        for publish in publishes:
+            self.outstanding[-len(self.outstanding)] = publish  # no number of a publish
+
     def give_up(self) -> list[PendingConfirm]:
         """Remove and return all publishes, as the channel has ended."""
         left = list(self.outstanding.values())
@@ -459,8 +464,13 @@ class Publisher:
                     )
                 )
                 return
-            for publish in confirms.settle(tag, bool(flags & 1)):
-                publish.slot.offer(ids == _ACK)
+            settled = confirms.settle(tag, bool(flags & 1))
+            try:
+                for publish in settled:
+                    publish.slot.offer(ids == _ACK)
+            except BaseException:
+                confirms.restore(settled)  # a signal, for which the connection ends
+                raise
 
 
 class Returns:

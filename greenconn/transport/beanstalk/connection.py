@@ -215,16 +215,21 @@ class Pipeline(PipelineLife):
         if self._interruption is not None:
             self._end_interrupted(self._interruption)
             return
-        callbacks = self._callbacks
+        callbacks, callback = self._callbacks, None
         try:
             for reply in self.parser.feed(data):
                 if not callbacks:
                     raise NotBeanstalk(f"{self.where}: unexpected reply: {reply!r:.60}")
-                callbacks.popleft()(reply)
+                callback = callbacks.popleft()
+                callback(reply)
                 if self.lost is not None:
                     return
         except ProtocolError as exc:
             raise NotBeanstalk(f"{self.where} does not speak beanstalk's protocol: {exc}") from exc
+        except BaseException as exc:
+            if callback is not None and not isinstance(exc, Exception):
+                callbacks.appendleft(callback)  # from a signal: the end of the link fails it, too
+            raise
 
     def _tick(self, lag: float) -> None:
         if not self._callbacks or lag:

@@ -335,7 +335,7 @@ class Pipeline(PipelineLife, CommandPipeline):
         if self._interruption is not None:
             self._end_interrupted(self._interruption)
             return
-        callbacks = self._callbacks
+        callbacks, callback = self._callbacks, None
         try:
             error = None
             try:
@@ -360,6 +360,10 @@ class Pipeline(PipelineLife, CommandPipeline):
         except (TypeError, ValueError, LookupError, AttributeError) as exc:
             # Who got it has taken it for what the command's reply must be.
             raise NotRedis(f"{self.where}: unexpected reply: {exc}") from exc
+        except BaseException:
+            if callback is not None:  # from a signal: the end of the link fails it, too
+                callbacks.appendleft(callback)
+            raise
 
     def overdue(self, now: float) -> float:
         """Return the seconds for which the server has been silent while a reply is due."""

@@ -23,7 +23,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from tests.fix_interrupts import Signal
+from tests.fix_interrupts import Signal, SignalInLibrary
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
@@ -547,3 +547,23 @@ def test_routing_again_that_fails_holds_up_no_other(
     assert isinstance(sent[0][1].values[0], kind)
     assert sent[1][1].values == ["again"]
     hub_errors.clear()
+
+
+def test_a_signal_amid_the_storing_leaves_no_publisher_waiting(
+    connect: Opener, kind: type[FakeStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *args: None)
+    channel, number, has_struck = channel_to_q(connect, kind), 1, True
+    while has_struck:
+        if not channel.is_open:
+            channel = channel_to_q(connect, kind)
+        signal = SignalInLibrary(number, within=("broker/publishing",), between_calls=False)
+        signal.begin()
+        # Two at once, so that they may be stored together.
+        publishers = [gevent.spawn(outcome, channel, f"{number}") for _ in range(2)]
+        gevent.joinall(publishers, 30)
+        signal.end()
+        has_struck, number = signal.left <= 0, number + 1
+        for each in publishers:
+            assert each.dead
+            assert isinstance(each.value, RecoverableConnectionError | None)

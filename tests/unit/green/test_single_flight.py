@@ -14,6 +14,7 @@ from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import SingleFlight
+from tests.fix_interrupts import Signal, SignalInLibrary
 
 
 class Work:
@@ -204,3 +205,21 @@ def test_asking_from_within_for_what_somebody_else_began() -> None:
     yield_to_hub()
     work.go.set()
     assert [each.get(timeout=30) for each in (first, outer)] == ["done", "done"]
+
+
+def test_a_signal_amid_an_execution_leaves_no_caller_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *args: None)
+    single, number, has_struck = SingleFlight(), 1, True
+    while has_struck:
+        signal = SignalInLibrary(number, between_calls=False)
+        signal.begin()
+        try:
+            assert single.run("k", str, Deadline(30)) == ""
+        except (Signal, OperationalError) as exc:
+            assert not isinstance(exc, OperationalError) or "was killed" in str(exc)  # noqa: PT017
+        finally:
+            signal.end()
+        has_struck, number = signal.left <= 0, number + 1
+        assert single.run("k", str, Deadline(30)) == ""

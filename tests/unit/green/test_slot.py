@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 import gevent
@@ -16,7 +17,7 @@ from greenconn.exceptions import NotFound, PublishTimeout, RecoverableConnection
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Slot
-from tests.fix_interrupts import INTERRUPTIONS, interruptions
+from tests.fix_interrupts import INTERRUPTIONS, SignalAt, interruptions
 
 _start = get_original("_thread", "start_new_thread")
 _lock = get_original("_thread", "allocate_lock")
@@ -321,3 +322,28 @@ def test_another_thread_wakes_a_hub_that_waits_for_the_network(by: str) -> None:
             with pytest.raises(ValueError, match="no"):
                 slot.wait(LONG)
     assert has_ended.acquire(timeout=30)
+
+
+@pytest.mark.parametrize("how", ["offer", "fail"])
+def test_a_signal_amid_the_filling_leaves_no_waiter_of_a_filled_slot(how: str) -> None:
+    def fill() -> None:
+        if how == "offer":
+            slot.offer(1)
+        else:
+            slot.fail(NotFound("no"))
+
+    def wait() -> None:
+        with suppress(NotFound):
+            assert slot.wait(NEVER) == 1
+
+    has_struck, number = True, 1
+    while has_struck:
+        slot: Slot[int] = Slot()
+        waiter = gevent.spawn(wait)
+        yield_to_hub()
+        signal = SignalAt(number, between_calls=False)
+        signal.run(fill)
+        has_struck, number = signal.left <= 0, number + 1
+        if not slot.is_filled:
+            fill()
+        waiter.get(timeout=30)

@@ -13,7 +13,9 @@ from gevent.event import Event
 
 from greenconn.green import supervisor
 from greenconn.green.supervisor import Gathered, OnDemand, current, end, end_all, shielded, spawn
+from tests.fix_interrupts import SignalInLibrary
 from tests.fix_leaks import HubErrors
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 
 
@@ -403,3 +405,18 @@ def test_items_are_dropped_when_it_is_stopped() -> None:
     gathered.add([1])
     gathered.stop()
     assert not gathered.items
+
+
+def test_a_signal_amid_a_function_on_demand_leaves_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *args: None)
+    work, number, has_struck = Work(), 1, True
+    work.may_go_on.set()
+    while has_struck:
+        signal = SignalInLibrary(number, between_calls=False)
+        signal.begin()
+        work.add(f"{number}")
+        until(lambda: not work.waiting)
+        signal.end()
+        has_struck, number = signal.left <= 0, number + 1
+        until(lambda: work.task.greenlet is None)
+    assert work.done == [f"{each}" for each in range(1, number)]
