@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -833,3 +834,61 @@ def test_who_uses_a_queue_does_not_have_its_messages_counted(
         greenconn.publish("q", "y", connection=connection)
         assert connection.default_channel.queue_declare("q", passive=True).message_count == 1
         assert len(counted) == 1
+
+
+def test_no_statement_reads_all_messages(sqlite_url: str, path: str) -> None:
+    """SQLite finds what each statement is about by an index, however many messages wait."""
+    dying = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "plain"}
+    arguments: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "bounded": {"x-max-length": 2, **dying},
+        "single": {"x-single-active-consumer": True},
+        "ordered": {"x-max-priority": 5},
+        "short": {"x-message-ttl": 50, **dying},
+        "idle": {"x-expires": 60_000},
+    }
+    statements: set[str] = set()
+    with Connection(sqlite_url) as connection:
+        channel = connection.default_channel
+        database(path).write(lambda db: db.set_trace_callback(statements.add))
+        for name, its in arguments.items():
+            channel.queue_declare(name, arguments=its)
+            for delay in (None, 0.1, 60.0):
+                greenconn.publish(name, 1, connection=connection, delay=delay)
+        calls: list[str] = []
+
+        def handle(body: object, message: greenconn.Message) -> None:
+            calls.append(message.delivery_info["routing_key"])
+            if calls.count(calls[-1]) == 1:
+                raise greenconn.RetryLater(1)
+
+        consumers = [
+            greenconn.spawn_consumer(name, handle, connection=connection) for name in arguments
+        ]
+        # Each message once, and the first of each queue once more; those of *short* may have died.
+        until(lambda: len(calls) >= 2 * len(arguments) + len(set(calls)), SOON)
+        for consumer in consumers:
+            assert consumer.stop(SOON)
+        for name in arguments:
+            greenconn.publish(name, 1, connection=connection)
+            claimed = channel.basic_get(name)
+            assert claimed is not None
+            channel.basic_reject(claimed.delivery_tag, requeue=True)
+            channel.queue_purge(name)
+            channel.queue_delete(name)
+        database(path).write(lambda db: db.set_trace_callback(None))
+    with closing(sqlite3.connect(path)) as file:
+        plans = {
+            (statement, step)
+            for statement in statements
+            if statement.split(None, 1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+            for _, _, _, step in file.execute(f"EXPLAIN QUERY PLAN {statement}")
+        }
+    assert any("messages_in_order" in step for _, step in plans)
+    assert any("messages_delayed" in step for _, step in plans)
+    # The claimed ones of all queues are few; a queue is deleted with its own.
+    assert [
+        plan
+        for plan in plans
+        if re.match(r"SCAN (TABLE )?(messages|m)\b(?! USING INDEX messages_claimed)", plan[1])
+    ] == []

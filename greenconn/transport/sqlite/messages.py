@@ -48,7 +48,11 @@ from greenconn.transport.sqlite.queues import (
     wake_one,
 )
 
-READY, HELD, DELAYED = range(3)
+#: See :mod:`greenconn.transport.sqlite.queues`.
+READY, DELAYED, CLAIMED = 0, 1, None
+
+#: What waits no longer, or is claimed no longer.
+_IS_DUE: Final = "(state IS NULL AND at <= :now OR state = 1 AND at <= :now)"
 
 #: Messages that are counted for ``basic_get``.
 COUNTED: Final = 1000
@@ -192,7 +196,7 @@ class _Storing:
         number = self._db.execute(
             "INSERT INTO messages (queue, state, priority, at, claim, envelope, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (queue.id, HELD, entry.priority, until, claim, entry.head, body),
+            (queue.id, CLAIMED, entry.priority, until, claim, entry.head, body),
         ).lastrowid
         assert number is not None
         handle = Handle(number, claim)
@@ -387,7 +391,7 @@ def _hold(db: sqlite3.Connection, ids: Sequence[int], how: Claim) -> None:
     for chunk in chunks(ids):
         marks, values = in_list(chunk)
         db.execute(
-            "UPDATE messages SET state = 1, at = ?, claim = ?, deliveries = deliveries + 1 "
+            "UPDATE messages SET state = NULL, at = ?, claim = ?, deliveries = deliveries + 1 "
             f"WHERE id IN {marks}",
             (until, how.number, *values),
         )
@@ -401,30 +405,21 @@ def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
     return first is not None and first[0] == owner
 
 
-_NOTE_DUE: Final = """
-UPDATE lengths SET (messages, bytes) = (
-    SELECT lengths.messages + count(*), lengths.bytes + sum(length(body)) FROM messages m
-    WHERE m.queue = lengths.queue AND m.state != 0 AND m.at <= ?
-) WHERE queue IN (SELECT queue FROM messages WHERE state != 0 AND at <= ?)
-"""
-
-
 def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int], Pipes]:
     """Make due messages claimable; return their queues, and the links to notify."""
-    # Not DISTINCT: SQLite would walk all messages in the order of their queues for it.
-    due = {
-        queue
-        for (queue,) in db.execute(
-            "SELECT queue FROM messages WHERE state != 0 AND at <= ?", (now,)
-        )
-    }
-    if not due:
-        return due, {}
-    db.execute(_NOTE_DUE, (now, now))
+    terms = {"now": now, "never": NEVER, "unclaimed": UNCLAIMED}
+    found = db.execute(
+        f"SELECT queue, count(*), sum(length(body)) FROM messages WHERE {_IS_DUE} GROUP BY queue",
+        terms,
+    ).fetchall()
+    if not found:
+        return set(), {}
+    for queue, count, size in found:
+        _note_length(db, queue, count, size)
     db.execute(
-        "UPDATE messages SET state = 0, at = ?, claim = ? WHERE state != 0 AND at <= ?",
-        (NEVER, UNCLAIMED, now),
+        f"UPDATE messages SET state = 0, at = :never, claim = :unclaimed WHERE {_IS_DUE}", terms
     )
+    due = {queue for queue, _, _ in found}
     return due, wake_all(db, due, owner)
 
 
@@ -453,13 +448,13 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
 
 def next_time(db: sqlite3.Connection) -> float | None:
     """Return the time at which the next message becomes due or expires."""
-    (at, expires, idle_until) = db.execute(
-        "SELECT (SELECT at FROM messages WHERE state != 0 ORDER BY at LIMIT 1), "
-        "(SELECT expires FROM messages WHERE expires IS NOT NULL AND state = 0 "
-        "ORDER BY expires LIMIT 1), "
+    times = db.execute(
+        "SELECT (SELECT min(at) FROM messages WHERE state IS NULL), "
+        "(SELECT min(at) FROM messages WHERE state = 1), "
+        "(SELECT min(expires) FROM messages WHERE expires IS NOT NULL AND state = 0), "
         "(SELECT min(idle_until) FROM queues WHERE idle_until IS NOT NULL)"
     ).fetchone()
-    return earliest(at, expires, idle_until)
+    return earliest(*times)
 
 
 def settle(
@@ -711,9 +706,9 @@ def _is_awaited(db: sqlite3.Connection, queues: Queues, owner: str, lease: float
     """
     held = db.execute(
         "SELECT c.queue FROM consumers c JOIN owners o ON o.owner = c.owner WHERE c.owner = ? "
-        "AND EXISTS (SELECT 1 FROM messages m WHERE m.queue = c.queue AND m.state = ? "
+        "AND EXISTS (SELECT 1 FROM messages m WHERE m.queue = c.queue AND m.state IS NULL "
         "AND m.at <= o.until + ?)",
-        (owner, HELD, lease),
+        (owner, lease),
     ).fetchall()
     return any(queues.of(db, number).policy.is_single_active for (number,) in held)
 

@@ -2,13 +2,17 @@
 
 All times are seconds of the machine's clock, since they are compared between processes.
 
-``messages.state``: 0 for a waiting message, 1 for one that is claimed until ``at``, 2 for one that must
-not be delivered before ``at``.  ``claim`` tells two claims of one message apart, so that a late
+``messages.state``: 0 for a waiting message, 1 for one that must not be delivered before ``at``, NULL for
+one that is claimed until ``at``.  ``claim`` tells two claims of one message apart, so that a late
 settlement changes nothing.
 
+A claimed message stands in one index only, from which its ack has to take it.  The conditions of the
+indexes must stand in a statement for SQLite to use them: ``state = 0`` implies ``state IS NOT NULL``.
+
 A claim must not change how many bytes a row takes: else SQLite writes the whole row anew, with a body of
-any size, where it would write a few bytes in their places.  Of integers, 0 and 1 take no byte, and large
-ones 8, as a number with a fraction; so ``at`` and ``claim`` have such values where they mean nothing.
+any size, where it would write a few bytes in their places.  NULL, 0 and 1 take no byte, and large
+integers 8, as a number with a fraction; so ``at`` and ``claim`` have such values where they mean
+nothing.
 
 ``owners.has_lost``: 1 where another link has deleted a queue that this one consumes, until it has looked
 which.
@@ -67,7 +71,7 @@ CREATE INDEX queues_by_owner ON queues (owner) WHERE owner IS NOT NULL;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
     queue INTEGER NOT NULL,
-    state INTEGER NOT NULL DEFAULT 0,
+    state INTEGER DEFAULT 0,
     priority INTEGER NOT NULL DEFAULT 0,
     at REAL NOT NULL DEFAULT {NEVER},
     expires REAL,
@@ -76,9 +80,10 @@ CREATE TABLE messages (
     envelope TEXT NOT NULL,
     body BLOB NOT NULL
 );
-CREATE INDEX messages_in_order ON messages (queue, state, priority DESC, id);
-CREATE INDEX messages_by_time ON messages (at) WHERE state != 0;
-CREATE INDEX messages_by_death ON messages (expires) WHERE expires IS NOT NULL;
+CREATE INDEX messages_in_order ON messages (queue, state, priority DESC) WHERE state IS NOT NULL;
+CREATE INDEX messages_claimed ON messages (at, queue) WHERE state IS NULL;
+CREATE INDEX messages_delayed ON messages (at) WHERE state = 1;
+CREATE INDEX messages_by_death ON messages (expires) WHERE expires IS NOT NULL AND state = 0;
 CREATE TABLE lengths (
     queue INTEGER PRIMARY KEY,
     messages INTEGER NOT NULL,
@@ -406,10 +411,11 @@ def ready_of(db: sqlite3.Connection, numbers: Collection[int]) -> list[int]:
 _READY_FOR: Final = """
 WITH RECURSIVE candidate (queue) AS (
     SELECT (SELECT min(queue) FROM consumers WHERE owner = :owner
-        AND queue >= (SELECT min(queue) FROM messages))
+        AND queue >= (SELECT min(queue) FROM messages WHERE state IS NOT NULL))
     UNION ALL
     SELECT (SELECT min(c.queue) FROM consumers c WHERE c.owner = :owner
-        AND c.queue >= (SELECT min(m.queue) FROM messages m WHERE m.queue > candidate.queue))
+        AND c.queue >= (SELECT min(m.queue) FROM messages m
+            WHERE m.queue > candidate.queue AND m.state IS NOT NULL))
     FROM candidate WHERE queue IS NOT NULL
 )
 SELECT queue FROM candidate WHERE queue IS NOT NULL
@@ -558,7 +564,8 @@ class Queues:
             "UPDATE owners SET has_lost = 1 WHERE owner = ?",
             [(each,) for each in consumers - {owner}],
         )
-        db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
+        self._delete_unclaimed(db, row)
+        db.execute("DELETE FROM messages WHERE queue = ? AND state IS NULL", (row.id,))
         db.execute("DELETE FROM lengths WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
@@ -574,8 +581,9 @@ class Queues:
         (count,) = db.execute(
             "SELECT count(*) FROM messages WHERE queue = ? AND state = 0", (row.id,)
         ).fetchone()
+        # By the index of what expires, in which few are due: all that wait are in the other one.
         (dead,) = db.execute(
-            "SELECT count(*) FROM messages WHERE expires <= ? AND queue = ? AND state = 0",
+            "SELECT count(*) FROM messages WHERE expires <= ? AND +queue = ? AND state = 0",
             (time(), row.id),
         ).fetchone()
         return int(count - dead)
@@ -586,7 +594,13 @@ class Queues:
         if row is None:
             return 0
         db.execute("DELETE FROM lengths WHERE queue = ?", (row.id,))
-        return db.execute("DELETE FROM messages WHERE queue = ? AND state != 1", (row.id,)).rowcount
+        return self._delete_unclaimed(db, row)
+
+    @staticmethod
+    def _delete_unclaimed(db: sqlite3.Connection, row: QueueRow) -> int:
+        return db.execute(
+            "DELETE FROM messages WHERE queue = ? AND state IS NOT NULL", (row.id,)
+        ).rowcount
 
     # -- consumers
 

@@ -13,7 +13,6 @@ import gevent
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.transport.sqlite.messages import HELD
 from tests.quality.faults.kinds import OF_PROCESSES, Fault, Kind
 from tests.quality.faults.targets.base import DELETED, Place, places_of
 
@@ -49,9 +48,7 @@ class SqliteTarget:
     def held(self) -> int:
         """Those of the dead, too, until their leases end."""
         with closing(sqlite3.connect(self._file)) as file:
-            (count,) = file.execute(
-                "SELECT count(*) FROM messages WHERE state = ?", (HELD,)
-            ).fetchone()
+            (count,) = file.execute("SELECT count(*) FROM messages WHERE state IS NULL").fetchone()
         return int(count)
 
     def inject(self, fault: Fault) -> None:
