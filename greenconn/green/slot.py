@@ -260,8 +260,8 @@ class Slot(Generic[T]):
 
     def expire(self) -> None:
         """Wake the waiter, whose deadline has ended.  In the hub, by its ``Timeouts``."""
-        # A value that came first wakes the waiter by itself, unless a signal has interrupted the
-        # greenlet that filled the slot.
+        # A value that came first wakes the waiter by itself, unless the call for that had no more room
+        # on the stack.
         if self._wake is not None and self._waking is None:
             self._wake()
 

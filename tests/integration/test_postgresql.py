@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -713,3 +714,101 @@ def test_hosts_of_a_service_and_of_the_environment_are_looked_up_in_the_hub(
         pytest.raises(NotAllowed, match=r'"shpo" not found .*PGSERVICEFILE'),
     ):
         connection.connect()
+
+
+#: The server logs the plan of each statement, and how many rows each step of it has read.
+PLANS = (
+    "session_preload_libraries = 'auto_explain'",
+    "auto_explain.log_min_duration = 0",
+    "auto_explain.log_nested_statements = on",
+    "auto_explain.log_analyze = on",
+    "auto_explain.log_timing = off",
+    "log_min_messages = log",
+    "autovacuum = off",
+)
+
+
+@pytest.mark.parametrize("is_analyzed", [False, True], ids=["new", "analyzed"])
+def test_no_statement_reads_a_backlog(postgresql_with: PostgresServers, is_analyzed: bool) -> None:
+    """Plans that were made while a queue was nearly empty are good for a full one, too."""
+    server = postgresql_with(*PLANS)
+    url, backlog, held = server.url, 1500, 400
+    handled: list[object] = []
+    is_open, is_over = Event(), Event()
+    is_open.set()
+
+    def handle(body: object, message: greenconn.Message) -> None:
+        assert is_open.wait(SOON)
+        handled.append(body)
+        if body == "again":
+            raise greenconn.RetryLater(1)
+
+    def hold(body: object, message: greenconn.Message) -> None:
+        assert is_over.wait(2 * SOON)
+
+    def work(connection: Connection) -> None:
+        """Do what there is to do with queues, with few messages."""
+        for number in range(10):
+            greenconn.publish("q", number, connection=connection)
+            greenconn.publish(f"idle-{number % 6}", number, connection=connection)
+            greenconn.publish("other", number, connection=connection)
+            message = connection.default_channel.basic_get("other")
+            assert message is not None
+            connection.default_channel.basic_ack(message.delivery_tag)
+        greenconn.publish("q", "again", connection=connection)
+        greenconn.publish("q", "delayed", connection=connection, delay=0.1)
+        greenconn.publish("q", "short", connection=connection, expiration=60)
+
+    options = {"lease": 1.5, "polling_interval": 0.1}
+    names = ["q", *(f"idle-{number}" for number in range(6))]
+    with (
+        Connection(url, transport_options=options) as connection,
+        Connection(url, transport_options=options) as publishing,
+    ):
+        for name in ("other", "held", *names):
+            connection.default_channel.queue_declare(name)
+        consumers = [
+            greenconn.spawn_consumer(name, handle, connection=connection) for name in names
+        ]
+        consumers.append(
+            greenconn.spawn_consumer(
+                "held", hold, connection=connection, prefetch_count=held, concurrency=held
+            )
+        )
+        work(publishing)
+        until(lambda: handled.count("again") == 2 and "delayed" in handled, SOON)
+        is_open.clear()
+        if is_analyzed:
+            greenconn.publish_many("q", range(30), connection=publishing)
+            with psycopg.connect(url) as database:
+                database.execute(
+                    "INSERT INTO greenconn.messages (queue, envelope, body) "
+                    "SELECT id, 'none', '' FROM generate_series(1, 50000), greenconn.queues "
+                    "WHERE name = 'q'"
+                )
+                database.execute("DELETE FROM greenconn.messages WHERE envelope = 'none'")
+                database.commit()
+                database.execute("ANALYZE")
+        greenconn.publish_many("held", range(held), connection=publishing)
+        greenconn.publish_many("q", range(backlog), connection=publishing)
+        until(lambda: consumers[-1].stats()["in_flight"] == held, SOON)
+        log = server.directory / "output"
+        begin = log.stat().st_size
+        work(publishing)
+        until(lambda: "AND EXISTS (SELECT 1 FROM" in log.read_text()[begin:], SOON, "a look")
+        is_open.set()
+        until(lambda: len(handled) > backlog, SOON)
+        end = log.stat().st_size
+        is_over.set()
+        for consumer in consumers:
+            assert consumer.stop(SOON)
+    text = log.read_text()[begin:end]
+    plans = re.findall(r"plan:\n(.*?)(?=\n\d{4}-\d\d-\d\d )", text, re.DOTALL)
+    assert any("DELETE" in plan for plan in plans)
+    for plan in plans:
+        rows = re.findall(r"actual rows=([\d.]+) loops=(\d+)", plan)
+        # The link asks for what it holds.
+        most = max((float(each) * int(loops) for each, loops in rows), default=0)
+        assert most <= held + 100, plan
+        removed = re.findall(r"Rows Removed by \w[\w ]*: (\d+)", plan)
+        assert max(map(int, removed), default=0) <= 100, plan

@@ -363,9 +363,11 @@ def quoted(name: str) -> str:
 
 
 #: Every statement here is for an index, and planned once; a plan that was made while a table was empty
-#: must not walk it when it is full.
+#: must not read all of it when it is full.  A bitmap of a queue's messages would be sorted for each
+#: claim, and removes nothing of the index that was deleted since the last vacuum.
 _SETTINGS: Final = """concat(
-    set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
+    set_config('enable_seqscan', 'off', false), set_config('enable_bitmapscan', 'off', false),
+    set_config('jit', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('statement_timeout', %s, false),

@@ -442,10 +442,15 @@ def _order(row: tuple[Any, ...]) -> tuple[int, int]:
 
 # -- settling
 
-#: A link that settles locks its row first, and so does the one that ends its lease: then they cannot
-#: wait for each other's messages, each in its own order, until the server notices a second later.  The
-#: links of a lock that is held are not ended: they are alive.
-_HOLDER: Final = "(SELECT number FROM greenconn.links WHERE number = %b FOR KEY SHARE)"
+#: The messages of some ids that a link holds.  It locks its row first, and so does the one that ends its
+#: lease: then they cannot wait for each other's messages, each in its own order, until the server
+#: notices a second later.  The links of a lock that is held are not ended: they are alive.
+#: ``coalesce``: else the server may look in the index of what is held, which has all that was acked
+#: since the last vacuum.
+_HELD: Final = (
+    "id = ANY (%b::int8[]) AND coalesce(holder, 0) = "
+    "(SELECT number FROM greenconn.links WHERE number = %b FOR KEY SHARE)"
+)
 
 
 class _Return(NamedTuple):
@@ -525,7 +530,7 @@ def _settle(
             returned = session.fetch(
                 "UPDATE greenconn.messages SET holder = NULL, due = now() + %b::float8 * "
                 "interval '1 s', deliveries = deliveries - %b, redelivered = redelivered OR %b "
-                f"WHERE id = ANY (%b::int8[]) AND holder = {_HOLDER} RETURNING queue",
+                f"WHERE {_HELD} RETURNING queue",
                 (
                     how.delay or None,
                     int(how.is_unseen or how.is_unhandled),
@@ -539,7 +544,7 @@ def _settle(
 def is_held(session: Session, handle: Handle) -> bool:
     """Return whether a message is held.  It waits for transactions that delete it to end."""
     found = session.fetch(
-        "SELECT 1 FROM greenconn.messages WHERE id = %b AND holder = %b FOR UPDATE",
+        "SELECT 1 FROM greenconn.messages WHERE id = %b AND coalesce(holder, 0) = %b FOR UPDATE",
         (handle.id, handle.holder),
     )
     return bool(found)
@@ -549,10 +554,7 @@ def _delete(session: Session, handles: Sequence[Handle]) -> int:
     """Delete messages that are held; return how many were not."""
     late = len(handles)
     for holder, ids in _by_holder(handles).items():
-        late -= session.change(
-            f"DELETE FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = {_HOLDER}",
-            (ids, holder),
-        )
+        late -= session.change(f"DELETE FROM greenconn.messages WHERE {_HELD}", (ids, holder))
     return late
 
 
@@ -568,9 +570,7 @@ def _held(session: Session, handles: Sequence[Handle]) -> set[Handle]:
     found: set[Handle] = set()
     for holder, ids in _by_holder(handles).items():
         rows = session.fetch(
-            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) "
-            f"AND holder = {_HOLDER} FOR UPDATE",
-            (ids, holder),
+            f"SELECT id FROM greenconn.messages WHERE {_HELD} FOR UPDATE", (ids, holder)
         )
         found.update(Handle(id, holder) for (id,) in rows)
     return found
@@ -581,7 +581,7 @@ def lost(session: Session, handles: Sequence[Handle]) -> list[Handle]:
     found: set[Handle] = set()
     for holder, ids in _by_holder(handles).items():
         rows = session.fetch(
-            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND holder = %b",
+            "SELECT id FROM greenconn.messages WHERE id = ANY (%b::int8[]) AND coalesce(holder, 0) = %b",
             (ids, holder),
         )
         found.update(Handle(id, holder) for (id,) in rows)
@@ -702,7 +702,9 @@ _PUT_WITHIN: Final = (
     + "SELECT name, is_bounded, pg_notify(%s, id || %s) FROM target"
 )
 
-_ACK: Final = "DELETE FROM greenconn.messages WHERE id = %s AND holder = %s RETURNING id"
+_ACK: Final = (
+    "DELETE FROM greenconn.messages WHERE id = %s AND coalesce(holder, 0) = %s RETURNING id"
+)
 
 
 def channel_of(schema: str) -> str:

@@ -211,16 +211,17 @@ _CONSUME: Final = (
 )
 
 #: The number of queues that a link consumes, and those of them with messages.
+#: ``OFFSET 0``: else the server may read all that wait once, instead of one message of each queue.
 _CONSUMED: Final = (
     "SELECT (SELECT count(*) FROM greenconn.consumers WHERE owner = %b), "
     "ARRAY (SELECT queue FROM greenconn.consumers c WHERE owner = %b AND EXISTS (SELECT 1 "
-    "FROM greenconn.messages m WHERE m.queue = c.queue AND holder IS NULL AND due IS NULL))"
+    "FROM greenconn.messages m WHERE m.queue = c.queue AND holder IS NULL AND due IS NULL OFFSET 0))"
 )
 
 #: Those of some queues that exist, and whether each has messages that can be claimed.
 _EXISTING: Final = (
     "SELECT id, EXISTS (SELECT 1 FROM greenconn.messages m WHERE m.queue = q.id "
-    "AND holder IS NULL AND due IS NULL) FROM greenconn.queues q WHERE id = ANY (%b::int8[])"
+    "AND holder IS NULL AND due IS NULL OFFSET 0) FROM greenconn.queues q WHERE id = ANY (%b::int8[])"
 )
 
 #: Queues whose declarations are kept.

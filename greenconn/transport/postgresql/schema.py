@@ -292,7 +292,7 @@ LANGUAGE plpgsql AS $$
     DECLARE
         rest bigint[] := ARRAY (SELECT number FROM unnest(numbers) AS asked (number)
             WHERE EXISTS (SELECT 1 FROM greenconn.messages
-                WHERE queue = number AND holder IS NULL AND due IS NULL));
+                WHERE queue = number AND holder IS NULL AND due IS NULL OFFSET 0));
     BEGIN
         UPDATE greenconn.consumers SET armed = 0 WHERE (queue, owner) IN (
             SELECT queue, owner FROM greenconn.consumers
