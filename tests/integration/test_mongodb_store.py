@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import gevent
+import pymongo
 import pytest
 from pymongo.errors import AutoReconnect
+from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from greenconn.broker.exchanges import ROUTERS, Exchange, Row
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
@@ -261,6 +264,50 @@ def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Datab
     assert "expire_at" not in left
     store.settle([SettleRequest(held, Settlement.REQUEUE)])
     until(lambda: not list(mongodb_database["messages"].find({"queue": QUEUE})))
+
+
+class Filters(CommandListener):
+    """Notes by what a client asks for messages."""
+
+    def __init__(self) -> None:
+        self.noted: list[dict[str, Any]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Note the filters of a command."""
+        command = event.command
+        if command.get(event.command_name) == "messages":
+            parts = [command, *command.get("updates", ()), *command.get("deletes", ())]
+            for part in parts:
+                self.noted += [part[name] for name in ("filter", "query", "q") if name in part]
+
+    def succeeded(self, event: object) -> None:
+        """It is known by its start."""
+
+    failed = succeeded
+
+
+def test_each_search_is_by_an_index(
+    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it takes does not depend on how many messages wait."""
+    filters = Filters()
+    client = partial(pymongo.MongoClient, event_listeners=[filters])
+    monkeypatch.setattr(pymongo, "MongoClient", client)
+    store = stores()
+    store.put([entry(), entry(lifetime=60.0), entry(delay=0.1), entry(queue="other")])
+    found = claim_into([], store)
+    store.settle([SettleRequest(each, Settlement.REQUEUE) for each in found])
+    until(lambda: len(claim_into(found, store, 9)) == 4)
+    store.settle(done(found[1:]))
+    until(lambda: len(store.claim({QUEUE: 1, "other": 1}, 0)) == 1)
+    swept = len(filters.noted)
+    until(lambda: any("dead_at" in each for each in filters.noted[swept:]))
+    indexes = mongodb_database["messages"].index_information().values()
+    first = {index["key"][0][0] for index in indexes}
+    for noted in filters.noted:
+        for each in noted.get("$or", [noted]):
+            by = {name for name, value in each.items() if value != {"$exists": True}}
+            assert by & first, noted
 
 
 def test_message_that_is_too_large(stores: Stores) -> None:

@@ -292,7 +292,7 @@ class MongoStore(Store):
         self._messages = servers.database[options.messages_collection]
         self._durable = servers.durable[options.messages_collection]
         servers.call(_prepare, servers.database, options)
-        self._claims = Claims(servers, self._messages, options.lease)
+        self._claims = Claims(servers, self._messages, options)
         self._broadcast = broadcast_of(servers, options.broadcast_collection)
         self.topology = MongoTopology(servers, options, self._broadcast, self, self.wake)
         self._queues = Queues(servers, options, self.topology)
@@ -612,13 +612,15 @@ class Claims:
     Arguments:
         client: the servers.
         messages: the collection.
-        lease: seconds that a claim lasts.
+        options: of the connection.
     """
 
-    def __init__(self, client: Client, messages: Any, lease: float) -> None:
+    def __init__(self, client: Client, messages: Any, options: MongoOptions) -> None:
         self._client = client
         self._messages = messages
-        self._lease = timedelta(seconds=lease)
+        self._lease = timedelta(seconds=options.lease)
+        # Without ``ttl`` there is no index by the other: all that waits would be read.
+        self._ends = (DEAD_AT, EXPIRE_AT) if options.ttl else (DEAD_AT,)
         #: Key -> the claim by which it is held here: a message that came back and was taken again is
         #: not settled by the link that had it first.
         self._held: dict[Any, Handle] = {}
@@ -737,7 +739,7 @@ class Claims:
     def _take_dead(self, claim: Any) -> list[Claimed]:
         now = self._client.now()
         found: list[Document] = []
-        for name in (DEAD_AT, EXPIRE_AT):
+        for name in self._ends:
             late = {name: {"$lte": now}, "queue": {"$exists": True}}
             found += self._messages.find(late, limit=_DEAD_LIMIT)
         return self._claim(claim, {"queue": {"$exists": True}}, found)
