@@ -869,11 +869,12 @@ def test_no_statement_reads_all_messages(sqlite_url: str, path: str) -> None:
         until(lambda: len(calls) >= 2 * len(arguments) + len(set(calls)), SOON)
         for consumer in consumers:
             assert consumer.stop(SOON)
+        greenconn.publish("plain", 1, connection=connection)
+        claimed = channel.basic_get("plain")
+        assert claimed is not None
+        channel.basic_reject(claimed.delivery_tag, requeue=True)
         for name in arguments:
             greenconn.publish(name, 1, connection=connection)
-            claimed = channel.basic_get(name)
-            assert claimed is not None
-            channel.basic_reject(claimed.delivery_tag, requeue=True)
             channel.queue_purge(name)
             channel.queue_delete(name)
         database(path).write(lambda db: db.set_trace_callback(None))

@@ -51,7 +51,7 @@ from greenconn.transport.sqlite.queues import (
 #: See :mod:`greenconn.transport.sqlite.queues`.
 READY, DELAYED, CLAIMED = 0, 1, None
 
-#: What waits no longer, or is claimed no longer.
+#: Of what is delayed, or claimed, no longer than until now.
 _IS_DUE: Final = "(state IS NULL AND at <= :now OR state = 1 AND at <= :now)"
 
 #: Messages that are counted for ``basic_get``.
