@@ -101,7 +101,8 @@ class ConsumerGreenlet(_Greenlet):
     as documented by gevent.  ``get()`` returns the final :meth:`stats` after :meth:`stop`, and raises
     the error if the broker refused the consumer for good.  ``kill()`` loses no message that requires an
     acknowledgement: the handlers are interrupted and their messages return to the queue.  With
-    ``no_ack``, messages that have been received but not handled are dropped.
+    ``no_ack``, messages that have been received but not handled are dropped.  A ``with`` block stops the
+    consumer at its end.
 
     The consumer stops when its connection is closed: running handlers finish, and the broker redelivers
     the other messages.
@@ -311,6 +312,17 @@ class ConsumerGreenlet(_Greenlet):
         self.throw(*exception) if isinstance(exception, tuple) else self.throw(exception)
         if block:
             super().join(in_seconds(timeout))
+
+    def __exit__(self, *exc_info: Any) -> None:
+        """Stop the consumer at the end of a ``with`` block, as :meth:`stop` does.  May switch.
+
+        ``gevent.Greenlet`` waits there until the greenlet ends by itself, which a consumer never does.
+        If the block fails, its exception is raised in the consumer, which is killed.
+        """
+        if exc_info[0] is None:
+            self.stop()
+        else:
+            super().__exit__(*exc_info)
 
     def throw(self, *args: Any) -> Any:
         """Raise an exception in the greenlet, as ``gevent.Greenlet.throw`` does: the consumer ends."""

@@ -275,7 +275,40 @@ def test_killall_gives_all_back(begin: Spawn, broker: Broker, block: bool) -> No
     assert broker.ready("q") == 6
 
 
-def test_a_with_statement_kills_it(begin: Spawn, broker: Broker) -> None:
+def test_a_with_statement_stops_it(begin: Spawn, broker: Broker, seen: Recorder) -> None:
+    def block() -> None:
+        with consumer:
+            assert consumer.state is ConsumerState.RUNNING
+        assert consumer.ready()
+
+    consumer = begin()
+    within = gevent.spawn(block)
+    until(lambda: broker.ready("q") == 5 and not broker.consumers("q"))
+    assert not within.ready()  # a handler runs
+    seen.gate.set()
+    within.get(timeout=CAME)
+    assert seen.done == [0]
+    assert broker.ready("q") == 5
+
+
+def test_a_handler_may_be_within_a_with_statement(spawn: Spawn, broker: Broker) -> None:
+    left: list[bool] = []
+
+    def handler(body: Any, message: Any) -> None:
+        with consumer:
+            pass
+        left.append(not consumer.ready())
+
+    consumer = spawn("q", handler)
+    assert consumer.wait_ready(CAME)
+    broker.publish("q", 1)
+    consumer.join(CAME)
+    assert consumer.state is ConsumerState.STOPPED
+    assert left == [True]
+    assert broker.ready("q") == 0
+
+
+def test_a_with_statement_that_fails_kills_it(begin: Spawn, broker: Broker) -> None:
     consumer = begin()
     with pytest.raises(KeyError, match="mine"), consumer:
         raise KeyError("mine")
