@@ -9,13 +9,14 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn.connection import Connection
 from greenconn.contrib.outbox import row_of
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import Unroutable
+from greenconn.exceptions import NotFound, Unroutable
 from greenconn.transport import memory
 from tests.integration.capabilities import connection_of_kind  # noqa: F401 - ``connection``
 
@@ -125,6 +126,35 @@ def test_time_that_passes_before_the_message_is_sent(connection: Connection, uni
     at = datetime.now(timezone.utc) + timedelta(seconds=0.1)
     greenconn.publish_many(unique, bodies(), connection=connection, at=at)
     assert arrivals.next()[0] == "late"
+    arrivals.stop()
+
+
+@pytest.mark.parametrize("is_retried", [False, True], ids=["published", "retried"])
+@pytest.mark.sampled(4)
+def test_a_deleted_queue_does_not_come_back_with_a_delayed_message(
+    connection: Connection, unique: str, is_retried: bool
+) -> None:
+    queue, other = Queue(f"{unique}-deleted"), Queue(f"{unique}-other")
+    channel = connection.default_channel
+    queue(channel).declare()
+    if is_retried:
+        has_come = Event()
+
+        def handler(body: Any, message: Any) -> None:
+            has_come.set()
+            raise greenconn.RetryLater(1)
+
+        with greenconn.spawn_consumer(queue, handler, connection=connection):
+            greenconn.publish(queue, "dropped", connection=connection)
+            assert has_come.wait(SOON)
+    else:
+        greenconn.publish(queue, "dropped", connection=connection, delay=1)
+    arrivals = Arrivals(connection, other)
+    queue(channel).delete()
+    greenconn.publish(other, "later", connection=connection, delay=2)
+    assert arrivals.next()[0] == "later"
+    with connection.channel() as asking, pytest.raises(NotFound):
+        asking.queue_declare(queue.name, passive=True)
     arrivals.stop()
 
 

@@ -518,9 +518,8 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
                 f"delay must be None for fan-out exchange {topic[0]!r}, which Redis broadcasts "
                 f"(or set the transport option fanout_lists), got {delay:g}"
             )
-        keys = self._keys_of(queue)
-        declaration = keys.queue(queue) if self._queues.may_end(queue) else None
-        key = keys.list_for(queue, priority)
+        declaration = self._queues.needed_by_delayed(queue)
+        key = self._keys_of(queue).list_for(queue, priority)
         return self.link.delays_of(queue).put_command(key, declaration, raw, delay)
 
     def _expect(self, queues: Sequence[str], delay: float) -> None:

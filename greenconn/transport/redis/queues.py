@@ -115,6 +115,17 @@ class RedisQueues(QueueStore):
         """Return whether a queue may have ended since it was looked at.  Never switches."""
         return name in self._may_end
 
+    def needed_by_delayed(self, name: str) -> bytes | None:
+        """Return the key without which a delayed message is dropped when it is due.  Never switches.
+
+        A queue that was deleted, or has expired, would be there again with that message, and without
+        its arguments.  None: it is a queue of kombu, as far as is known, and has no declaration.
+        """
+        declared = self._known.declared.get(name)
+        if (declared is None or declared is UNDECLARED) and not self.may_end(name):
+            return None
+        return self._at(name).commands.keys.queue(name)
+
     def is_there(self, name: str) -> bool:
         """Return whether a queue exists, as far as is known here; else the server says.  May switch."""
         return self.is_known_to_exist(name) or bool(self.existing({name: ()}))

@@ -500,7 +500,7 @@ class RedisSettler:
         for each in requests:
             (entry,) = each.entries
             queue = entry.queue
-            declaration = keys.queue(queue) if self._queues.may_end(queue) else None
+            declaration = self._queues.needed_by_delayed(queue)
             raw = dumps(entry.envelope).encode()
             text = delayed_text(list_of(keys, queue, entry.envelope), declaration, raw)
             args += [each.message.handle, round(entry.delay * 1000), text]
