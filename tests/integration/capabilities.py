@@ -329,6 +329,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
         *("test_auto_delete_queue_goes_with_its_last_consumer",),
         *("test_messages_go_with_a_queue_that_deletes_itself",),
         *("test_links_share_what_comes_one_by_one",),
+        "test_queue_deleted_over_another_link_cancels_its_consumers",
     ),
     "arguments in AMQP's order": (
         *("test_consumer_tag_is_used_once", "test_deleted_queue_cancels_its_consumers"),

@@ -925,6 +925,19 @@ def test_deleted_queue_cancels_its_consumers(side: Side) -> None:
     assert channel.is_open
 
 
+@needs(Can.SHARED)
+@pytest.mark.sampled(4)  # some notice it by the next renewal of their leases
+def test_queue_deleted_over_another_link_cancels_its_consumers(side: Side) -> None:
+    link, other = side.link(), side.link()
+    channel = side.channel(link)
+    queue = side.queue(channel)
+    notified: list[str] = []
+    channel.basic_consume(queue, "a", callback=print, on_cancel=notified.append)
+    side.channel(other).queue_delete(queue)
+    side.drain(link, lambda: notified)
+    assert notified == ["a"]
+
+
 # -- confirms and returns
 
 

@@ -526,6 +526,8 @@ class MongoStore(Store):
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         self._queues.renew()
+        for name in self._queues.deleted():
+            self.gone(name)
         held = [handle for handle in handles if isinstance(handle, Handle)]
         return self._claims.renew(held) if held else ()
 

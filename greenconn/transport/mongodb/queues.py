@@ -65,7 +65,9 @@ class Queues:
         self._end = EXPIRE_AT if options.ttl else DEAD_AT
         #: Queues that expire when they are unused, as far as is known.
         self._expiring: dict[str, timedelta] = {}
-        #: Those of them that are consumed here.
+        #: Queues from which this connection consumes.
+        self._in_use: set[str] = set()
+        #: Those of them that expire when they are unused.
         self._consumed: set[str] = set()
         #: Exclusive queues of this connection, and the owner that they were declared with.
         self._owned: dict[str, str] = {}
@@ -199,6 +201,7 @@ class Queues:
         self._owned.pop(name, None)
         self._expiring.pop(name, None)
         self._consumed.discard(name)
+        self._in_use.discard(name)
 
     def _delete(self, name: str, mark: ObjectId | None) -> int:
         """Delete what belongs to a queue, and last its record, if it has one that was marked."""
@@ -249,6 +252,18 @@ class Queues:
         if gone:
             raise LeaseExpired
 
+    def deleted(self) -> list[str]:
+        """Return the queues that are consumed here, and that others have deleted."""
+        in_use = list(self._in_use)
+        if not in_use:
+            return []
+        there = self._client.call(self._find_names, in_use)
+        # Of a queue that a program of kombu has declared there may be no record.
+        return [name for name in in_use if name not in there and self.find_queue(name) is None]
+
+    def _find_names(self, names: list[str]) -> set[str]:
+        return {each["_id"] for each in self._queues.find({"_id": {"$in": names}}, {"_id": 1})}
+
     def _renew_owned(self, owned: Mapping[str, str]) -> set[str]:
         """Begin the leases of exclusive queues anew; return those that are gone."""
         mine = {"_id": {"$in": list(owned)}, "owner": {"$in": list(set(owned.values()))}}
@@ -259,7 +274,11 @@ class Queues:
         return owned.keys() - {each["_id"] for each in self._queues.find(mine, {"_id": 1})}
 
     def set_consumers(self, name: str, consumers: int) -> None:
-        """Set the number of consumers here of an auto-delete queue."""
+        """Set the number of consumers that this connection has of a queue."""
+        if consumers:
+            self._in_use.add(name)
+        else:
+            self._in_use.discard(name)
         if name in self._expiring:
             if consumers:
                 self._consumed.add(name)
