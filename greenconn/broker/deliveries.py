@@ -474,29 +474,28 @@ class Leases:
                 if each.consumer is not None:
                     consumers[each.consumer] = None
         if late:
-            self._note(late, "before it was renewed", consumers)
+            self._note(late, consumers)
 
     def note_late(self, late: int) -> None:
         """Note that so many acks came too late.  Never switches."""
-        self._note(late, "before they were acknowledged")
+        self._note(late)
 
-    def _note(self, late: int, when: str, consumers: Iterable[Consumer] = ()) -> None:
+    def _note(self, late: int, consumers: Iterable[Consumer] = ()) -> None:
         self.lost += late
-        spawn("lease-lost", self._call_handlers, late, when, consumers)
+        spawn("lease-lost", self._call_handlers, late, consumers)
 
-    def _call_handlers(self, late: int, when: str, consumers: Iterable[Consumer]) -> None:
+    def _call_handlers(self, late: int, consumers: Iterable[Consumer]) -> None:
         link = self._link
         # Others handle them, and later ones: a handler that began with one now would be behind.
         for consumer in consumers:
             if consumer.sink is not None:
                 consumer.sink.requeue_unseen()
         logger.warning(
-            "%s: the lease (%g s) of %d messages expired %s, as the process was stopped or busy "
-            "for longer, so they are redelivered (lease_lost)",
+            "%s: the lease (%g s) of %d messages expired before their acks, as the process was stopped "
+            "or busy for longer, so they are redelivered, unless their queue was deleted (lease_lost)",
             link.where,
             link.settler.lease or 0.0,
             late,
-            when,
             extra={"connection": link.where},
         )
         for channel in list(link.channels.values()):
