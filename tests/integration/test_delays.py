@@ -129,6 +129,16 @@ def test_time_that_passes_before_the_message_is_sent(connection: Connection, uni
     arrivals.stop()
 
 
+@pytest.mark.sampled(4)
+def test_the_time_to_live_begins_when_a_delayed_message_is_due(
+    connection: Connection, unique: str
+) -> None:
+    arrivals = Arrivals(connection, Queue(unique, message_ttl=5))
+    greenconn.publish(unique, "delayed", connection=connection, delay=6)
+    assert arrivals.next()[0] == "delayed"
+    arrivals.stop()
+
+
 @pytest.mark.parametrize("is_retried", [False, True], ids=["published", "retried"])
 @pytest.mark.sampled(4)
 def test_a_deleted_queue_does_not_come_back_with_a_delayed_message(

@@ -742,8 +742,9 @@ def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
     properties: Mapping[str, Any] = envelope.get("properties") or {}
     headers: Mapping[str, Any] = envelope.get("headers") or {}
     attributes = properties.get("message_attributes")
+    delay = _delay_seconds(entry, is_fifo)
     if entry.lifetime is not None:
-        properties = {**properties, EXPIRES_AT: time() + entry.delay + entry.lifetime}
+        properties = {**properties, EXPIRES_AT: time() + delay + entry.lifetime}
         envelope = {**envelope, "properties": properties}
     if attributes is not None or "sqs_message" in (properties.get("delivery_info") or {}):
         envelope = {**envelope, "properties": _without_ours(properties)}
@@ -769,7 +770,6 @@ def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
         fields["MessageDeduplicationId"] = (
             _either(properties, headers, "MessageDeduplicationId") or uuid()
         )
-    delay = _delay_seconds(entry, is_fifo)
     if delay:
         fields["DelaySeconds"] = delay
     return Packed(fields, size)

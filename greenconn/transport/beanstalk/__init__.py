@@ -380,12 +380,13 @@ class BeanstalkStore(Store):
         looks: dict[str, int] = {}
         #: Number of the entry -> where its reply ends.
         puts: dict[int, int] = {}
-        bodies: dict[tuple[int, float | None], bytes] = {}
+        bodies: dict[tuple[int, float | None, int], bytes] = {}
         now = monotonic()
         for number, entry in enumerate(entries):
             try:
                 tube = queue_tube(entry.queue)
-                body = self._body(entry, bodies)
+                delay = whole_seconds(entry.delay)
+                body = self._body(entry, delay, bodies)
                 if entry.queue not in looks and self._found.get(entry.queue, 0.0) <= now:
                     commands += server.using(_declaration_tube(entry.queue))
                     commands += [_PEEK, _PEEK, line(b"stats-tube", tube)]
@@ -394,7 +395,6 @@ class BeanstalkStore(Store):
                 outcomes[number] = exc
                 continue
             commands += server.using(tube)
-            delay = whole_seconds(entry.delay)
             commands.append(put(urgency(entry.priority), delay, self._time_to_run, body))
             puts[number] = len(commands)
         replies = server.ask(commands)
@@ -425,18 +425,22 @@ class BeanstalkStore(Store):
             self._found.clear()
         self._found.update(dict.fromkeys(queues, now + FRESH))
 
-    def _body(self, entry: Entry, bodies: dict[tuple[int, float | None], bytes]) -> bytes:
+    def _body(
+        self, entry: Entry, delay: int, bodies: dict[tuple[int, float | None, int], bytes]
+    ) -> bytes:
         """Return a message as it is stored; copies of one are made once.
+
+        The time for which it lives begins when it is due.
 
         Raises:
             JobTooBig: the server would not take it.
         """
-        key = (id(entry.envelope), entry.lifetime)
+        key = (id(entry.envelope), entry.lifetime, delay)
         body = bodies.get(key)
         if body is None:
             envelope = entry.envelope
             if entry.lifetime is not None:
-                envelope = {**envelope, EXPIRES_AT: time() + entry.lifetime}
+                envelope = {**envelope, EXPIRES_AT: time() + delay + entry.lifetime}
             body = bodies[key] = envelope_json(envelope).encode()
         limit = self._server.longest_job
         if len(body) > limit:
