@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import gevent
 
@@ -15,11 +15,25 @@ from greenconn.entity import Queue
 from greenconn.exceptions import BatchPublishError, ConsumerCancelled, OperationalError
 from greenconn.messaging import Consumer
 from greenconn.publishing import publish, publish_many
-from greenconn.worker import spawn_consumer
+from greenconn.worker import RetryLater, spawn_consumer
 from tests.quality.faults.targets.base import Place, Role, Target
 
 #: Publishes bodies to a queue in their order; returns the errors of those that failed, by position.
 Send: TypeAlias = Callable[[str, list[str]], Mapping[int, BaseException]]
+
+
+class Way(NamedTuple):
+    """A way to publish.
+
+    Attributes:
+        send: the call.
+        delay: seconds by which it delays the messages.
+    """
+
+    send: Send
+    delay: float = 0.0
+
+
 #: Takes the queue, the body, and whether it is marked as redelivered.
 Handle: TypeAlias = Callable[[str, object, bool], None]
 
@@ -32,6 +46,8 @@ DRAINERS = 2
 #: Seconds for which one waits for an event.
 STEP = 0.3
 CONCURRENCY = 4
+#: Seconds by which messages are delayed, and after which a handler is called again.
+DELAY = 1
 POLICY = {"max_retries": 20, "interval_start": 0.1, "interval_step": 0.1, "interval_max": 1.0}
 
 
@@ -71,7 +87,7 @@ class Client(Protocol):
 
     name: str
 
-    def sends(self, place: Place) -> list[Send]:
+    def ways(self, place: Place) -> list[Way]:
         """The ways to publish to a queue."""
         ...
 
@@ -118,20 +134,34 @@ class Greenconn:
         self._connections.append(connection)
         return connection
 
-    def sends(self, place: Place) -> list[Send]:
-        """Singly, in batches, and by kombu's producers.
+    def ways(self, place: Place) -> list[Way]:
+        """Singly, in batches, by kombu's producers, and with a delay.
 
-        Those do not tell of a message which no queue takes, as that of a queue that is deleted.
+        Producers do not tell of a message which no queue takes, as that of a queue that is deleted.  A
+        delayed message has no place in the order of its stream, and nothing keeps it for a consumer that
+        needs no ack.
         """
-        one, many = partial(self._publish, place.queue), partial(self._publish_many, place.queue)
-        return [one] if place.role is Role.DELETED else [one, many, self._produce]
+        one = Way(partial(self._publish, place.queue))
+        if place.role is Role.DELETED:
+            return [one]
+        found = [one, Way(partial(self._publish_many, place.queue)), Way(self._produce)]
+        if place.role is Role.KEPT and not self._is_calm:
+            found.append(Way(partial(self._publish, place.queue, delay=DELAY), DELAY))
+        return found
 
-    def _publish(self, queue: Queue, name: str, bodies: list[str]) -> Mapping[int, BaseException]:
+    def _publish(
+        self, queue: Queue, name: str, bodies: list[str], delay: float | None = None
+    ) -> Mapping[int, BaseException]:
         failed: dict[int, BaseException] = {}
         for position, body in enumerate(bodies):
             try:
                 publish(
-                    queue, body, connection=self._publishing, timeout=PUBLISH_TIMEOUT, declare=True
+                    queue,
+                    body,
+                    connection=self._publishing,
+                    timeout=PUBLISH_TIMEOUT,
+                    declare=True,
+                    delay=delay,
                 )
             except Exception as exc:
                 failed[position] = exc
@@ -188,7 +218,7 @@ class Greenconn:
 
 
 class Spawned:
-    """``spawn_consumer``."""
+    """``spawn_consumer``, whose handler fails by turns and asks to be called later."""
 
     def __init__(
         self, connection: Connection, place: Place, handle: Handle, concurrency: int
@@ -197,6 +227,7 @@ class Spawned:
         self._queue = place.queue
         self._no_ack = place.role is Role.UNACKED
         self._connection, self._concurrency = connection, concurrency
+        self._mishaps = 0
 
     def begin(self) -> None:
         """Consume."""
@@ -211,7 +242,13 @@ class Spawned:
         assert self._consumer.wait_ready(STOP_TIMEOUT), f"{self._queue} is not consumed from"
 
     def _receive(self, body: object, message: Any) -> None:
-        self._handle(self._queue.name, body, bool(message.delivery_info.get("redelivered")))
+        try:
+            self._handle(self._queue.name, body, bool(message.delivery_info.get("redelivered")))
+        except Mishap:
+            self._mishaps += 1
+            if self._mishaps % 2:
+                raise
+            raise RetryLater(DELAY) from None
 
     def end(self) -> None:
         """Stop."""

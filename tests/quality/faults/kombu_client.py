@@ -11,7 +11,7 @@ import kombu.entity
 from kombu import pools
 from kombu.mixins import ConsumerMixin
 
-from tests.quality.faults.client import POLICY, STOP_TIMEOUT, Handle, Send, receive
+from tests.quality.faults.client import POLICY, STOP_TIMEOUT, Handle, Way, receive
 from tests.quality.faults.targets.base import Place, Role, Target
 
 #: Seconds after which a confirm does not come any more: the publish is tried again then.
@@ -40,9 +40,9 @@ class Kombu:
             self._target.url, heartbeat=self._target.heartbeat or 0, transport_options=options
         )
 
-    def sends(self, place: Place) -> list[Send]:
+    def ways(self, place: Place) -> list[Way]:
         """By producers of a pool."""
-        return [self._produce]
+        return [Way(self._produce)]
 
     def _produce(self, name: str, bodies: list[str]) -> Mapping[int, BaseException]:
         failed: dict[int, BaseException] = {}

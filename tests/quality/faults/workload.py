@@ -10,7 +10,7 @@ from functools import partial
 import gevent
 from gevent.event import Event
 
-from tests.quality.faults.client import Client, Mishap, Receiver, Send
+from tests.quality.faults.client import Client, Mishap, Receiver, Way
 from tests.quality.faults.ledger import Ledger, Stream, body_of, key_of
 from tests.quality.faults.targets.base import Place, Role
 
@@ -53,13 +53,14 @@ class Publisher:
     """A greenlet that publishes the messages of one stream, one call after the other, until *over*.
 
     Arguments:
+        way: in which it publishes them.
         pause: mean seconds between two messages.
     """
 
     def __init__(
         self,
         stream: Stream,
-        send: Send,
+        way: Way,
         ledger: Ledger,
         chance: random.Random,
         pause: float,
@@ -68,7 +69,7 @@ class Publisher:
         self.stream = stream
         self._pause = pause
         self._over = over
-        self._send = send
+        self._send, self.delay = way
         self._ledger = ledger
         self._chance = chance
         self.is_at_work = self.is_idle = False
@@ -168,12 +169,13 @@ class Workload:
         for receiver in self.receivers:
             receiver.begin()
         for number, place in enumerate(assigned(self._places, self._greenlets)):
-            sends = self._client.sends(place)
-            send = sends[number % len(sends)]
+            ways = self._client.ways(place)
+            # Each queue has all of them: the queues go round with the number, too.
+            way = ways[(number + number // len(ways)) % len(ways)]
             stream = self._ledger.stream(place.queue.name, place.role is not Role.UNACKED)
             chance = random.Random(self._chance.getrandbits(32))
             self.publishers.append(
-                Publisher(stream, send, self._ledger, chance, self._pause, self._over)
+                Publisher(stream, way, self._ledger, chance, self._pause, self._over)
             )
 
     @property
@@ -183,7 +185,8 @@ class Workload:
 
     def publish_now(self) -> None:
         """Have somebody publish to each queue now, so that it is seen when that is handled."""
-        idle = {each.stream.queue: each for each in self.publishers if each.is_idle}
+        late_first = sorted(self.publishers, key=lambda each: -each.delay)
+        idle = {each.stream.queue: each for each in late_first if each.is_idle}
         for publisher in idle.values():
             publisher.publish_now()
 
