@@ -474,13 +474,10 @@ class Leases:
                 if each.consumer is not None:
                     consumers[each.consumer] = None
         if late:
-            self._note(late, consumers)
+            self.note_late(late, consumers)
 
-    def note_late(self, late: int) -> None:
-        """Note that so many acks came too late.  Never switches."""
-        self._note(late)
-
-    def _note(self, late: int, consumers: Iterable[Consumer] = ()) -> None:
+    def note_late(self, late: int, consumers: Iterable[Consumer] = ()) -> None:
+        """Note that so many messages, of these consumers, are not held any more.  Never switches."""
         self.lost += late
         spawn("lease-lost", self._call_handlers, late, consumers)
 

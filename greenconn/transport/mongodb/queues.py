@@ -65,9 +65,7 @@ class Queues:
         self._end = EXPIRE_AT if options.ttl else DEAD_AT
         #: Queues that expire when they are unused, as far as is known.
         self._expiring: dict[str, timedelta] = {}
-        #: Queues from which this connection consumes.
-        self._in_use: set[str] = set()
-        #: Those of them that expire when they are unused.
+        #: Queues that are consumed here.
         self._consumed: set[str] = set()
         #: Exclusive queues of this connection, and the owner that they were declared with.
         self._owned: dict[str, str] = {}
@@ -201,7 +199,6 @@ class Queues:
         self._owned.pop(name, None)
         self._expiring.pop(name, None)
         self._consumed.discard(name)
-        self._in_use.discard(name)
 
     def _delete(self, name: str, mark: ObjectId | None) -> int:
         """Delete what belongs to a queue, and last its record, if it has one that was marked."""
@@ -242,8 +239,9 @@ class Queues:
         is_late = monotonic() - self._renewed_at > self._lease.total_seconds()
         self._renewed_at = monotonic()
         gone: set[str] = set()
-        if self._consumed:
-            missing = self._client.call(self._touch, list(self._consumed))
+        expiring = self._consumed & self._expiring.keys()
+        if expiring:
+            missing = self._client.call(self._touch, expiring)
             if is_late:  # otherwise it was deleted already
                 gone |= missing & self._consumed
         if self._owned:
@@ -254,12 +252,12 @@ class Queues:
 
     def deleted(self) -> list[str]:
         """Return the queues that are consumed here, and that others have deleted."""
-        in_use = list(self._in_use)
-        if not in_use:
+        consumed = list(self._consumed)
+        if not consumed:
             return []
-        there = self._client.call(self._find_names, in_use)
+        there = self._client.call(self._find_names, consumed)
         # Of a queue that a program of kombu has declared there may be no record.
-        return [name for name in in_use if name not in there and self.find_queue(name) is None]
+        return [name for name in consumed if name not in there and self.find_queue(name) is None]
 
     def _find_names(self, names: list[str]) -> set[str]:
         return {each["_id"] for each in self._queues.find({"_id": {"$in": names}}, {"_id": 1})}
@@ -276,14 +274,10 @@ class Queues:
     def set_consumers(self, name: str, consumers: int) -> None:
         """Set the number of consumers that this connection has of a queue."""
         if consumers:
-            self._in_use.add(name)
+            self._consumed.add(name)
         else:
-            self._in_use.discard(name)
+            self._consumed.discard(name)
         if name in self._expiring:
-            if consumers:
-                self._consumed.add(name)
-            else:
-                self._consumed.discard(name)
             self._client.call(self._touch, [name])
 
     def fetched(self, queues: Iterable[str]) -> None:
